@@ -1,0 +1,3 @@
+"""Federated mixtures of experts and insight exchange on Flower."""
+
+__version__ = "0.1.0"

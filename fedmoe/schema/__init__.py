@@ -1,0 +1,96 @@
+"""The meaning of every configuration key: frozen dataclasses that check themselves.
+
+The YAML files in `fedmoe/conf` hold the default values; these classes hold types, ranges and
+explanations. A group with several choices (`data`, `partition`, `model`, `strategy`) has one
+class per choice, told apart by `name`.
+"""
+
+from fedmoe.schema.data import (
+    DataConfig,
+    DigitsConfig,
+    FlightsConfig,
+    Mnist5kConfig,
+    SourceConfig,
+    SyntheticLinearConfig,
+    SyntheticMixtureConfig,
+    TableConfig,
+)
+from fedmoe.schema.experiment import (
+    ExperimentConfig,
+    MetaLearnerConfig,
+    RuntimeConfig,
+    StoppingConfig,
+    TrackingConfig,
+)
+from fedmoe.schema.model import (
+    CustomModelConfig,
+    LinearConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+)
+from fedmoe.schema.partition import (
+    DirichletConfig,
+    IidConfig,
+    LabelPermutationConfig,
+    NaturalConfig,
+    PartitionConfig,
+    PartitionerConfig,
+    QuantityConfig,
+    RotationConfig,
+    ShardsConfig,
+)
+from fedmoe.schema.strategy import (
+    CustomStrategyConfig,
+    FedAdamConfig,
+    FedAvgConfig,
+    FedProxConfig,
+    InsightConfig,
+    LocalConfig,
+    StockConfig,
+    StrategyBase,
+    StrategyConfig,
+)
+from fedmoe.schema.training import (
+    TrainingConfig,
+)
+
+__all__ = [
+    "CustomModelConfig",
+    "CustomStrategyConfig",
+    "DataConfig",
+    "DigitsConfig",
+    "DirichletConfig",
+    "ExperimentConfig",
+    "FedAdamConfig",
+    "FedAvgConfig",
+    "FedProxConfig",
+    "FlightsConfig",
+    "IidConfig",
+    "InsightConfig",
+    "LabelPermutationConfig",
+    "LinearConfig",
+    "LocalConfig",
+    "MetaLearnerConfig",
+    "MlpConfig",
+    "Mnist5kConfig",
+    "ModelConfig",
+    "MoeConfig",
+    "NaturalConfig",
+    "PartitionConfig",
+    "PartitionerConfig",
+    "QuantityConfig",
+    "RotationConfig",
+    "RuntimeConfig",
+    "ShardsConfig",
+    "SourceConfig",
+    "StockConfig",
+    "StoppingConfig",
+    "StrategyBase",
+    "StrategyConfig",
+    "SyntheticLinearConfig",
+    "SyntheticMixtureConfig",
+    "TableConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+]

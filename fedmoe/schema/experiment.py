@@ -1,0 +1,107 @@
+"""The MetaLearner, the runtime, the records, and the experiment as a whole."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedmoe.schema.data import DataConfig
+from fedmoe.schema.model import ModelConfig
+from fedmoe.schema.partition import PartitionConfig
+from fedmoe.schema.strategy import StrategyConfig
+from fedmoe.schema.training import TrainingConfig
+from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MetaLearnerConfig:
+    """What the MetaLearner makes of the insights.
+
+    Attributes:
+        policies: which kinds of guidance it gives; none gives a control without guidance.
+        prototype_strength: weight of the prototype losses at the client.
+    """
+
+    policies: tuple[Literal["prior", "prototypes"], ...]
+    prototype_strength: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RuntimeConfig:
+    """Where clients run and which replies count.
+
+    Attributes:
+        name: `inprocess`.
+        timeout: seconds to wait for a phase's replies.
+        min_replies: fewest good replies in a round; with fewer the round is void.
+        max_reply_bytes: a larger reply is refused.
+        max_examples: a reply that claims more examples is refused.
+    """
+
+    name: Literal["inprocess"]
+    timeout: Positive
+    min_replies: Count
+    max_reply_bytes: Count
+    max_examples: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrackingConfig:
+    """What is written down.
+
+    Attributes:
+        progress: `auto` (a bar on a terminal, else lines), `bar`, `lines`, or `none`.
+        log_format: of the log file: `text` or `json`.
+        log_level: of console and file.
+        plots: draw the PNGs at the end.
+        checkpoint_every: rounds between checkpoints; 0 for none but the last.
+    """
+
+    progress: Literal["auto", "bar", "lines", "none"]
+    log_format: Literal["text", "json"]
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    plots: bool
+    checkpoint_every: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StoppingConfig:
+    """When a run may end before its last round; judged on validation data.
+
+    Attributes:
+        patience: evaluations without improvement before the run stops; `None` never stops.
+        min_delta: what counts as an improvement.
+        target: stop once the validation accuracy (regression: mse) is this good.
+    """
+
+    patience: Count | None
+    min_delta: NonNegative
+    target: Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExperimentConfig:
+    """One experiment, whole.
+
+    Attributes:
+        name: goes into the run directory's name.
+        seed: of everything random.
+        rounds: federation rounds.
+        evaluate_every: rounds between evaluations on all clients; the last is always evaluated.
+        resume: a run directory to continue.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    rounds: Count
+    evaluate_every: Count
+    resume: str | None
+    data: DataConfig
+    partition: PartitionConfig
+    model: ModelConfig
+    training: TrainingConfig
+    strategy: StrategyConfig
+    meta_learner: MetaLearnerConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    stopping: StoppingConfig

@@ -1,0 +1,114 @@
+"""What travels, and how it is merged: one class per strategy."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedmoe.schema.types import STRICT, Count, Fraction, NonNegative, Positive, Share
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StrategyBase:
+    """What every strategy has.
+
+    Attributes:
+        fraction_train: share of the clients asked to train in a round, in (0, 1].
+    """
+
+    fraction_train: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LocalConfig(StrategyBase):
+    """Nobody talks: each client trains alone. The baseline that every comparison needs."""
+
+    name: Literal["local"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAvgConfig(StrategyBase):
+    """Federated averaging (arXiv 1602.05629)."""
+
+    name: Literal["fedavg"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedProxConfig(StrategyBase):
+    """FedAvg with a proximal term at the client (arXiv 1812.06127).
+
+    Attributes:
+        proximal_mu: weight of mu / 2 * ||w - w_global||^2.
+    """
+
+    name: Literal["fedprox"]
+    proximal_mu: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAdamConfig(StrategyBase):
+    """Adam at the server (arXiv 2003.00295).
+
+    Attributes:
+        eta: server learning rate.
+        beta_1: decay of the first moment.
+        beta_2: decay of the second moment.
+        tau: adaptivity, added to the root of the second moment.
+    """
+
+    name: Literal["fedadam"]
+    eta: Positive
+    beta_1: Fraction
+    beta_2: Fraction
+    tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InsightConfig(StrategyBase):
+    """Insight exchange: no weights travel; the MetaLearner answers with guidance.
+
+    Attributes:
+        payloads: what a client adds to the scalars of its insight.
+        memory_rounds: rounds of insights kept; older ones are dropped.
+        prototype_min_count: a class with fewer samples at a client sends no prototype.
+    """
+
+    name: Literal["insight"]
+    payloads: tuple[Literal["prototypes", "statistics"], ...]
+    memory_rounds: Count
+    prototype_min_count: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StockConfig(StrategyBase):
+    """One of Flower's own message strategies, by its class name.
+
+    Attributes:
+        class_name: a name in `flwr.serverapp.strategy`, such as `FedMedian`.
+        options: keyword arguments of that class.
+    """
+
+    name: Literal["stock"]
+    class_name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CustomStrategyConfig(StrategyBase):
+    """A strategy of the user's own, registered with `fedmoe.strategies.register`."""
+
+    name: Literal["custom"]
+    factory: str
+    options: dict[str, Any]
+
+
+StrategyConfig = Annotated[
+    LocalConfig
+    | FedAvgConfig
+    | FedProxConfig
+    | FedAdamConfig
+    | InsightConfig
+    | StockConfig
+    | CustomStrategyConfig,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,34 @@
+"""How a client trains."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from fedmoe.schema.types import STRICT, Count, Fraction, NonNegative, Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingConfig:
+    """Local training.
+
+    Attributes:
+        optimizer: `sgd` or `adam`.
+        learning_rate: step size.
+        momentum: of SGD, in [0, 1).
+        weight_decay: L2 penalty, added to the gradient as in `torch.optim`.
+        epochs: passes over a client's training part per round.
+        batch_size: samples per step.
+        reset_optimizer: start each round with fresh momentum (or Adam moments), as in the papers.
+        cohort_size: most clients trained as one stacked batch; bounds memory.
+        num_threads: torch's intra-op threads; 1 is fastest for small models.
+    """
+
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: Positive
+    momentum: Fraction
+    weight_decay: NonNegative
+    epochs: Count
+    batch_size: Count
+    reset_optimizer: bool
+    cohort_size: Count
+    num_threads: Count
