@@ -1,0 +1,99 @@
+"""From a configuration to every client's data: source, partition, groups, split, scaling.
+
+Letters: N samples, D features, O outputs, K clients.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedmoe.data.drawing import Stream, generator
+from fedmoe.data.federation import Dataset, FederatedData, Floats, Ints
+from fedmoe.data.groups import transform
+from fedmoe.data.partition import PARTITIONERS
+from fedmoe.data.sources import read_source
+from fedmoe.data.split import split
+from fedmoe.schema import DataConfig, PartitionConfig
+
+
+def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> FederatedData:
+    """Load a data set and divide it among clients, the same way for the same seed.
+
+    Args:
+        data: which source, and the shares of validation and test samples.
+        partition: who gets which samples.
+        seed: of everything that is drawn here; numpy's global state is neither used nor changed.
+
+    Returns:
+        Every client's data.
+
+    Raises:
+        DataError: for data that cannot be had, read, or partitioned as asked.
+    """
+    dataset = read_source(data, generator(seed, Stream.SOURCE))
+    divide = PARTITIONERS[partition.name]
+    rows = divide(dataset, partition, generator(seed, Stream.PARTITION))
+    dataset, group_K = transform(dataset, rows, partition, generator(seed, Stream.GROUPS))
+    parts = split(rows, data.validation_fraction, data.test_fraction, generator(seed, Stream.SPLIT))
+    if dataset.standardise:
+        dataset = replace(dataset, x_ND=standardised(dataset.x_ND, parts["train"].order))
+    return FederatedData(
+        name=dataset.name,
+        origin=dataset.origin,
+        task=dataset.task,
+        x_ND=dataset.x_ND,
+        y_N=dataset.y_N,
+        parts=parts,
+        client_names=_client_names(dataset, partition, len(rows)),
+        group_K=group_K,
+        truth=dataset.truth,
+    )
+
+
+def standardised(x_ND: Floats, train_rows: Ints) -> Floats:
+    """Shift and scale each feature to mean 0 and deviation 1 over the training samples.
+
+    Only training samples count, so that nothing leaks from the other parts. A feature that is
+    constant over them is shifted and not scaled.
+
+    Args:
+        x_ND: float32 features of the pool.
+        train_rows: rows of all clients' training parts.
+
+    Returns:
+        float32 (N, D).
+    """
+    train = x_ND[train_rows].astype(np.float64)
+    deviation_D = train.std(axis=0)
+    deviation_D[deviation_D == 0.0] = 1.0  # exactly 0 for equal float32 summed in float64
+    scaled: Floats = ((x_ND - train.mean(axis=0)) / deviation_D).astype(np.float32)
+    return scaled
+
+
+def class_counts(data: FederatedData) -> Ints:
+    """Samples of each client by label, over all parts.
+
+    Args:
+        data: any federation.
+
+    Returns:
+        int64 (K, O) for classification; for regression (K, 1), the samples of each client.
+    """
+    if data.task.kind == "regression":
+        return sum(
+            (rows.counts_K for rows in data.parts.values()),
+            start=np.zeros(data.num_clients, dtype=np.int64),
+        )[:, None]
+    labels = data.task.num_outputs
+    counts = np.zeros(data.num_clients * labels, dtype=np.int64)
+    for rows in data.parts.values():
+        owner = np.repeat(np.arange(data.num_clients), rows.counts_K)
+        cell = owner * labels + data.y_N[rows.order].astype(np.int64)
+        counts += np.bincount(cell, minlength=len(counts))
+    return counts.reshape(data.num_clients, labels)
+
+
+def _client_names(dataset: Dataset, partition: PartitionConfig, count: int) -> tuple[str, ...]:
+    if partition.name == "natural":
+        return dataset.client_names
+    return tuple(f"client {client}" for client in range(count))
