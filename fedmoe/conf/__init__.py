@@ -1,0 +1,1 @@
+"""Hydra configuration groups; see `python -m fedmoe.simulate --help`."""

@@ -1,0 +1,183 @@
+"""Hydra's composition of words into one configuration, with errors that a user understands."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fedmoe.configuration.wording import allowed, hint, no_such_key
+from fedmoe.configuration.words import BROKEN, Word
+from fedmoe.errors import ConfigError
+
+CONFIG_PATH = "pkg://fedmoe.conf"
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+class Composer:
+    """Hydra's loader without its process-wide state, so that it works inside a Hydra job too."""
+
+    def __init__(
+        self, config_path: str | None = None, config_dir: str | None = None, name: str | None = None
+    ) -> None:
+        """Look for YAML where Hydra would; the arguments are its `--config-*` flags.
+
+        Raises:
+            ConfigError: `config_dir` is not a directory.
+        """
+        setup_globals()
+        search_path = create_automatic_config_search_path(
+            None, "fedmoe.simulate", config_path or CONFIG_PATH
+        )
+        if config_dir is not None:
+            directory = Path(config_dir).absolute()
+            if not directory.is_dir():
+                raise ConfigError(f"--config-dir {config_dir}: no such directory")
+            search_path.prepend("command-line", f"file://{directory}", SearchPathQuery("schema"))
+        self.loader = ConfigLoaderImpl(search_path)
+        self._name = name or CONFIG_NAME
+
+    def is_group(self, key: str) -> bool:
+        """Whether the key is a configuration group, such as `model` or `hydra/launcher`."""
+        return "/" in key or bool(key and self.loader.repository.group_exists(key))
+
+    def compose(self, words: Sequence[Word], sweep: bool = False) -> DictConfig:
+        """Compose one configuration, Hydra's own node included.
+
+        Args:
+            words: merged words, weakest first.
+            sweep: skip words with several values instead of refusing them.
+
+        Raises:
+            ConfigError: a word is not understood; names it, what is allowed, and the nearest name.
+        """
+        with _version_base():
+            try:
+                return self._load(words, sweep)
+            except Exception as error:  # whatever Hydra stumbles over is in the words or the YAML
+                raise self._explain(words, error, sweep) from error
+
+    def _load(self, words: Sequence[Word], sweep: bool) -> DictConfig:
+        return self.loader.load_configuration(
+            self._name,
+            [word.text for word in words],
+            RunMode.MULTIRUN if sweep else RunMode.RUN,
+            validate_sweep_overrides=not sweep,
+        )
+
+    def _explain(self, words: Sequence[Word], error: Exception, sweep: bool) -> ConfigError:
+        parsed: list[tuple[Word, Override]] = []
+        for word in words:
+            try:
+                parsed.append((word, OverridesParser.create().parse_overrides([word.text])[0]))
+            except BROKEN as broken:
+                return ConfigError(f"{word.shown}: {_grammar_problem(word, broken)}")
+        for word, override in parsed:
+            if self.is_group(override.key_or_group) and (why := self._wrong_option(override)):
+                return ConfigError(f"{word.shown}: {why}")
+        if (problem := self._wrong_key(parsed)) is not None:
+            return problem
+        swept = [word for word, override in parsed if override.is_sweep_override()]
+        if swept and not sweep:
+            return ConfigError(f"{swept[0].shown}: several values need --multirun, or quotes")
+        return ConfigError(_brief(error))
+
+    def _wrong_option(self, override: Override) -> str | None:
+        group = override.key_or_group
+        if override.is_delete() or isinstance(override.value(), dict):
+            return None
+        options = self.loader.get_group_options(group)
+        for name in _chosen(override):
+            if name not in options:
+                return f"no such option; {hint(name, options)}{allowed(options)}"
+        if override.is_force_add() or (override.is_add() and group != "experiment"):
+            return f"{group} has an option already; leave out the +"
+        return None
+
+    def _wrong_key(self, parsed: Sequence[tuple[Word, Override]]) -> ConfigError | None:
+        """Look for a key that is not there once all groups have their options."""
+        choices = [w for w, o in parsed if self.is_group(o.key_or_group) and o.package is None]
+        try:
+            table = OmegaConf.to_container(self._load(choices, sweep=True))
+        except Exception:  # the options themselves do not go together: not a matter of keys
+            return None
+        for word, override in parsed:
+            if word in choices or override.is_add() or override.is_force_add():
+                continue
+            problem = self._unknown(override.get_key_element().lstrip("~"), table)
+            if problem is not None:
+                return ConfigError(f"{word.shown}: {problem}")
+        return None
+
+    def _unknown(self, key: str, table: Any) -> str | None:
+        """Say what is wrong with a dotted key, or return None where the table has it."""
+        node, seen = table, ""
+        for part in key.split("."):
+            if not isinstance(node, dict):
+                return f"no such key; {seen.rstrip('.')} is a single value"
+            if part not in node:
+                names = [name for name in node if name != "hydra"]
+                return no_such_key(seen, part, names, self._owners(key), table)
+            node, seen = node[part], f"{seen}{part}."
+        return None
+
+    def _owners(self, key: str) -> list[str]:
+        """The options that do have a key of a group: `partition=dirichlet` for `alpha`."""
+        group, _, name = key.partition(".")
+        if not name or not self.is_group(group):
+            return []
+        load = self.loader.repository.load_config
+        results = {o: load(f"{group}/{o}") for o in self.loader.get_group_options(group)}
+        return [f"{group}={o}" for o, result in results.items() if result and name in result.config]
+
+
+@functools.cache
+def default_composer() -> Composer:
+    """The composer over the package's own YAML, made once."""
+    return Composer()
+
+
+@contextmanager
+def _version_base() -> Iterator[None]:
+    """Use our Hydra compatibility level, and give the caller's own back."""
+    instance = version.VersionBase.instance()
+    before = instance.version_base
+    version.setbase(VERSION_BASE)
+    try:
+        yield
+    finally:
+        instance.version_base = before
+
+
+def _chosen(override: Override) -> list[str]:
+    """The option or options that a word picks from its group."""
+    if override.is_sweep_override():
+        values = list(override.sweep_iterator()) if override.is_choice_sweep() else []
+    else:
+        value: Any = override.value()
+        values = value if isinstance(value, list) else [value]
+    return [v.text if isinstance(v, QuotedString) else str(v) for v in values]
+
+
+def _grammar_problem(word: Word, error: Exception) -> str:
+    if "=" not in word.text and not word.text.startswith("~"):
+        return "expected key=value"
+    return f"not in Hydra's grammar ({_brief(error)}); quote text: {word.key}='...'"
+
+
+def _brief(error: BaseException) -> str:
+    """One line of an error, and of the one below it: Hydra often leaves the reason to that."""
+    chain = [e for e in (error, error.__cause__) if e is not None]
+    lines = [str(e).strip().partition("\n")[0] for e in chain]
+    return ": ".join(line for line in lines if line) or type(error).__name__
