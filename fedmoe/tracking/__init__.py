@@ -1,0 +1,34 @@
+"""What a run leaves behind and shows: records, logs, progress, checkpoints, plots, summaries.
+
+Importing this costs NumPy and nothing heavier: rich and matplotlib are imported by the
+functions that draw with them.
+"""
+
+from fedmoe.tracking.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fedmoe.tracking.log import configure_logging
+from fedmoe.tracking.plots import plot_learning, plot_partition
+from fedmoe.tracking.progress import Progress, open_progress
+from fedmoe.tracking.run_directory import RunDirectory
+from fedmoe.tracking.summary import git_commit, print_summary, statistics, versions
+
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "RunDirectory",
+    "configure_logging",
+    "git_commit",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "open_progress",
+    "plot_learning",
+    "plot_partition",
+    "print_summary",
+    "save_checkpoint",
+    "statistics",
+    "versions",
+]
