@@ -1,0 +1,83 @@
+"""Models: linear, MLP, mixture of experts, and those that users register."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmoe.data.federation import Task
+from fedmoe.errors import ConfigError
+from fedmoe.models.base import (
+    Forward,
+    ModelOutput,
+    Parameters,
+    StackedModule,
+    parameters_of,
+    stacked_forward,
+)
+from fedmoe.models.linear import Linear
+from fedmoe.models.mlp import Mlp
+from fedmoe.models.moe import MixtureOfExperts
+from fedmoe.schema import LinearConfig, MlpConfig, ModelConfig, MoeConfig
+
+__all__ = [
+    "Forward",
+    "Linear",
+    "MixtureOfExperts",
+    "Mlp",
+    "ModelOutput",
+    "Parameters",
+    "StackedModule",
+    "build_model",
+    "parameters_of",
+    "register",
+    "stacked_forward",
+]
+
+Factory = Callable[..., nn.Module]
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[Factory], Factory]:
+    """Make a model of your own available as `model=custom model.factory=NAME`.
+
+    The factory is called as `factory(task, **model.options)` and returns an `nn.Module` that
+    maps (B, D) to (B, O), or to a `ModelOutput`.
+    """
+
+    def remember(factory: Factory) -> Factory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return remember
+
+
+def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
+    """Build a model with initial parameters drawn from `seed` alone.
+
+    Raises:
+        ConfigError: `model.factory` names nothing registered.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(config, LinearConfig):
+            return Linear(task.num_features, task.num_outputs)
+        if isinstance(config, MlpConfig):
+            return Mlp(task.num_features, config.hidden, task.num_outputs)
+        if isinstance(config, MoeConfig):
+            return MixtureOfExperts(
+                task.num_features,
+                task.num_outputs,
+                num_experts=config.num_experts,
+                top_k=config.top_k,
+                hidden=config.hidden,
+            )
+        return _custom(config.factory, task, config.options)
+
+
+def _custom(name: str, task: Task, options: dict[str, Any]) -> nn.Module:
+    if name not in _FACTORIES:
+        known = ", ".join(sorted(_FACTORIES)) or "none (see fedmoe.models.register)"
+        raise ConfigError(f"model.factory={name}: no such registered model; registered: {known}")
+    return _FACTORIES[name](task, **options)

@@ -1,0 +1,116 @@
+"""What every model promises, so that one client or a whole cohort can run it.
+
+A model is a plain `nn.Module` whose forward pass is also a function of its parameters,
+`apply(params, x)`. Given parameters with a leading client axis it computes all clients at
+once; the module's own `forward` is the same function with the module's own parameters. A
+module that has no such function runs under `torch.func.vmap` instead.
+
+Letters: C clients (the leading axis, absent for one client), B batch, D features, O outputs,
+F width of the representation, E experts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Parameters = dict[str, Tensor]
+
+
+class ModelOutput(NamedTuple):
+    """One forward pass.
+
+    Attributes:
+        y: (..., B, O) logits or predictions.
+        features: (..., B, F) the representation that the last layer sees.
+        gate_probs: (..., B, E) router probabilities, or `None` without a router.
+        gate_chosen: (..., B, E) 1 where the router chose the expert, or `None`.
+    """
+
+    y: Tensor
+    features: Tensor
+    gate_probs: Tensor | None = None
+    gate_chosen: Tensor | None = None
+
+
+Forward = Callable[[Mapping[str, Tensor], Tensor], ModelOutput]
+
+
+class StackedModule(nn.Module):
+    """A module whose forward pass takes stacked parameters as well as its own."""
+
+    def apply_parameters(self, params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
+        """Run the model with the given parameters.
+
+        Args:
+            params: this module's parameters by name, either all with a leading client axis
+                C or all without.
+            x: (C, B, D) with stacked parameters; (B, D) or (D,) without.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> ModelOutput:
+        """Run the model with its own parameters on (B, D) or (D,)."""
+        return self.apply_parameters(dict(self.named_parameters()), x)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x W^T + b`, for one client (weight (O, D)) or stacked (weight (C, O, D))."""
+    if weight.dim() == 3:
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    return nn.functional.linear(x, weight, bias)
+
+
+def uniform_parameter(*shape: int, fan_in: int) -> nn.Parameter:
+    """A parameter drawn as `nn.Linear` draws its own: U(-1, 1) / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+
+
+def stacked_forward(model: nn.Module) -> Forward:
+    """The function that runs `model` for stacked parameters and (C, B, D) inputs."""
+    if isinstance(model, StackedModule):
+        return model.apply_parameters
+    # Imported here: the first use of torch.func loads parts that built-in models do without.
+    from torch.func import functional_call, vmap
+
+    def one_client(params: Parameters, x: Tensor) -> ModelOutput:
+        return as_output(functional_call(model, params, (x,)))
+
+    # Dropout draws differently for each client, as it would one by one.
+    stacked = vmap(one_client, randomness="different")
+
+    def forward(params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
+        if len(x) > 1:
+            return stacked(dict(params), x)
+        # A single client needs no vmap, so a module that vmap cannot take runs one by one.
+        output = one_client({name: p[0] for name, p in params.items()}, x[0])
+        return ModelOutput(
+            output.y[None],
+            output.features[None],
+            None if output.gate_probs is None else output.gate_probs[None],
+            None if output.gate_chosen is None else output.gate_chosen[None],
+        )
+
+    return forward
+
+
+def as_output(result: ModelOutput | Tensor) -> ModelOutput:
+    """Let a user's module return a bare tensor: its own outputs serve as features."""
+    return result if isinstance(result, ModelOutput) else ModelOutput(result, result)
+
+
+def parameters_of(model: nn.Module) -> Parameters:
+    """Copies of a model's parameters by name, detached.
+
+    Raises:
+        ValueError: the model has buffers (such as BatchNorm's), which no strategy here averages.
+    """
+    buffers = [name for name, _ in model.named_buffers()]
+    if buffers:
+        raise ValueError(
+            f"{type(model).__name__} has buffers ({', '.join(buffers)}); models must keep all "
+            "their state in parameters (use GroupNorm or LayerNorm in place of BatchNorm)"
+        )
+    return {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,0 +1,1 @@
+"""Local training and evaluation, written once for many clients at a time."""

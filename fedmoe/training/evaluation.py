@@ -1,0 +1,90 @@
+"""Evaluation of many clients at once, each with a model of its own or all with the same.
+
+Letters: C clients, n samples, O outputs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmoe.data.federation import Ints, Task
+from fedmoe.models.base import ModelOutput, Parameters, stacked_forward
+from fedmoe.training.cohort import Pool
+from fedmoe.training.losses import sample_loss
+
+
+class Evaluation(NamedTuple):
+    """Scores of each client on its own samples; zero where it has none.
+
+    Attributes:
+        count_C: samples.
+        loss_C: mean sample loss (cross-entropy in nats, or squared error).
+        accuracy_C: share of correct classes; `None` for regression.
+        uncertainty_C: predictive uncertainty: mean entropy of the predicted classes over
+            log O, in [0, 1]; for regression the root mean squared error.
+    """
+
+    count_C: Ints
+    loss_C: Tensor
+    accuracy_C: Tensor | None
+    uncertainty_C: Tensor
+
+
+@torch.no_grad()
+def evaluate_cohort(
+    model: nn.Module,
+    task: Task,
+    pool: Pool,
+    params: Parameters,
+    rows_Cn: Ints,
+    count_C: Ints,
+    cohort_size: int,
+) -> Evaluation:
+    """Score each client's model on its own rows.
+
+    Args:
+        model: the architecture.
+        task: fixes the loss and whether there is an accuracy.
+        pool: where the rows lie.
+        params: parameters, client axis first; an axis of length 1 is one model for everybody.
+        rows_Cn: each client's rows, padded on the right.
+        count_C: how many of them are real.
+        cohort_size: most clients stacked at once.
+    """
+    forward = stacked_forward(model)
+    shared = next(iter(params.values())).shape[0] == 1
+    order = np.argsort(-count_C, kind="stable")
+    totals = torch.zeros(len(count_C), 3)
+    for start in range(0, len(order), cohort_size):
+        chunk = order[start : start + cohort_size]
+        index = torch.from_numpy(chunk)
+        rows = torch.from_numpy(rows_Cn[chunk, : int(count_C[chunk].max(initial=0))])
+        real = torch.from_numpy(np.arange(rows.shape[1]) < count_C[chunk, None])
+        if not rows.numel():
+            continue
+        own = params if shared else {name: value[index] for name, value in params.items()}
+        x = pool.x_ND[rows]
+        output = forward(own, x.flatten(0, 1).unsqueeze(0) if shared else x)
+        y = output.y.reshape(*rows.shape, -1)
+        scores = _sample_scores(task, output._replace(y=y), pool.y_N[rows])
+        totals[index] = (scores * real.unsqueeze(-1)).sum(dim=1)
+    loss_C, correct_C, uncertainty_C = (totals / _at_least_one(count_C)).unbind(dim=1)
+    if task.kind == "regression":
+        return Evaluation(count_C, loss_C, None, loss_C.sqrt())
+    return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
+
+
+def _sample_scores(task: Task, output: ModelOutput, target: Tensor) -> Tensor:
+    """(C, n, 3): loss, correct, uncertainty of each sample."""
+    loss = sample_loss(task)(output.y, target)
+    if task.kind == "regression":
+        return torch.stack([loss, torch.zeros_like(loss), loss], dim=-1)
+    log_probs = output.y.log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1) / np.log(output.y.shape[-1])
+    return torch.stack([loss, (output.y.argmax(dim=-1) == target).float(), entropy], dim=-1)
+
+
+def _at_least_one(count_C: Ints) -> Tensor:
+    return torch.from_numpy(np.maximum(count_C, 1)).unsqueeze(1).float()

@@ -1,0 +1,97 @@
+"""SGD and Adam on stacked parameters, one learning rate per client.
+
+The arithmetic is that of `torch.optim.SGD` and `torch.optim.Adam` with their defaults; theirs
+are not used because they know no per-client rates, and because their first step imports the
+compiler stack, which takes longer than many a whole run.
+
+Letters: C clients (leading axis of every parameter and state tensor).
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedmoe.models.base import Parameters
+from fedmoe.schema import TrainingConfig
+
+_ADAM_BETAS = (0.9, 0.999)
+_ADAM_EPS = 1e-8
+
+
+class Optimizer(Protocol):
+    """A rule that moves stacked parameters in place."""
+
+    def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
+        """State for fresh clients; every tensor has the client axis first."""
+        ...
+
+    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+        """Move `params` and `state` in place; all may be views of the first clients only."""
+        ...
+
+
+class Sgd:
+    """v <- m v + g;  w <- w - lr v, with weight decay added to g (as `torch.optim.SGD`)."""
+
+    def __init__(self, momentum: float, weight_decay: float) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
+        """One velocity per parameter, none without momentum."""
+        if not self.momentum:
+            return {}
+        return {f"momentum.{name}": torch.zeros_like(p) for name, p in params.items()}
+
+    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+        """See `Optimizer`."""
+        for name, param in params.items():
+            grad = grads[name]
+            if self.weight_decay:
+                grad = grad.add(param, alpha=self.weight_decay)
+            if self.momentum:
+                grad = state[f"momentum.{name}"].mul_(self.momentum).add_(grad)
+            param.sub_(_per_client(lr_C, param) * grad)
+
+
+class Adam:
+    """Adam (arXiv 1412.6980, algorithm 1) with L2 weight decay, as `torch.optim.Adam`."""
+
+    def __init__(self, weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+
+    def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
+        """Both moments per parameter, and each client's own step count."""
+        clients = next(iter(params.values())).shape[0]
+        state = {"adam.step": torch.zeros(clients)}
+        for name, p in params.items():
+            state[f"adam.first.{name}"] = torch.zeros_like(p)
+            state[f"adam.second.{name}"] = torch.zeros_like(p)
+        return state
+
+    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+        """See `Optimizer`."""
+        beta_1, beta_2 = _ADAM_BETAS
+        step_C = state["adam.step"].add_(1)
+        scale_C = lr_C / (1 - beta_1**step_C)
+        root_C = (1 - beta_2**step_C).sqrt()
+        for name, param in params.items():
+            grad = grads[name]
+            if self.weight_decay:
+                grad = grad.add(param, alpha=self.weight_decay)
+            first = state[f"adam.first.{name}"].lerp_(grad, 1 - beta_1)
+            second = state[f"adam.second.{name}"].lerp_(grad * grad, 1 - beta_2)
+            denominator = second.sqrt() / _per_client(root_C, param) + _ADAM_EPS
+            param.sub_(_per_client(scale_C, param) * first / denominator)
+
+
+def make_optimizer(config: TrainingConfig) -> Optimizer:
+    """The optimiser that `training.optimizer` names."""
+    if config.optimizer == "adam":
+        return Adam(config.weight_decay)
+    return Sgd(config.momentum, config.weight_decay)
+
+
+def _per_client(value_C: Tensor, like: Tensor) -> Tensor:
+    return value_C.reshape(-1, *[1] * (like.dim() - 1))

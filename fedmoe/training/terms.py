@@ -1,0 +1,105 @@
+"""Terms that a strategy or its guidance adds to each client's mean sample loss.
+
+Letters: C clients still active, B batch, O outputs (classes), D features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fedmoe.models.base import Forward, ModelOutput, Parameters
+from fedmoe.training.losses import cross_entropy
+
+
+def take(tensors: Mapping[str, Tensor], index: Tensor) -> Parameters:
+    """The chosen clients of stacked tensors."""
+    return {name: value[index] for name, value in tensors.items()}
+
+
+class Step(NamedTuple):
+    """What a loss term may look at: one step of the clients still active.
+
+    Attributes:
+        forward: runs the model for stacked parameters.
+        params: the active clients' parameters, client axis first.
+        output: their forward pass.
+        target: (C, B) classes or (C, B, O) targets.
+        weight: (C, B) each sample's share of its batch, 0 for padding.
+    """
+
+    forward: Forward
+    params: Mapping[str, Tensor]
+    output: ModelOutput
+    target: Tensor
+    weight: Tensor
+
+    @property
+    def clients(self) -> int:
+        """C: a term cuts its own per-client data to the first C."""
+        return len(self.weight)
+
+
+class Term(Protocol):
+    """Something added to the mean sample loss of each client."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """One value per active client, (C,)."""
+        ...
+
+    def take(self, index: Tensor) -> Self:
+        """The same term for the chosen clients, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """FedProx: mu / 2 ||w - anchor||^2 (arXiv 1812.06127, equation 2).
+
+    Attributes:
+        anchor: the parameters received this round, client axis first.
+        mu: strength.
+    """
+
+    anchor: Parameters
+    mu: float
+
+    def __call__(self, step: Step) -> Tensor:
+        """See `Term`."""
+        total = step.weight.new_zeros(step.clients)
+        for name, value in step.params.items():
+            away = value - self.anchor[name][: step.clients]
+            total = total + away.square().flatten(1).sum(dim=1)
+        return self.mu / 2 * total
+
+    def take(self, index: Tensor) -> "Proximal":
+        """See `Term`."""
+        return Proximal(take(self.anchor, index), self.mu)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Cross-entropy of the model on class prototypes, as if they were samples.
+
+    See `fedmoe.insight.policies.prototypes` for where they come from.
+
+    Attributes:
+        prototypes: (C, O, D) mean input of each class.
+        weight: (C, O) weight of each class; 0 where there is no prototype.
+    """
+
+    prototypes: Tensor
+    weight: Tensor
+
+    def __call__(self, step: Step) -> Tensor:
+        """See `Term`."""
+        weight = self.weight[: step.clients]
+        logits = step.forward(step.params, self.prototypes[: step.clients]).y
+        classes = torch.arange(weight.shape[1]).expand_as(weight)
+        return (cross_entropy(logits, classes) * weight).sum(dim=1)
+
+    def take(self, index: Tensor) -> "Rehearsal":
+        """See `Term`."""
+        return Rehearsal(self.prototypes[index], self.weight[index])
