@@ -1,0 +1,204 @@
+"""Arrays in Flower's records: a cohort's stay stacked until somebody looks.
+
+A cohort's trained parameters are one tensor per name with the client axis first. Each reply
+carries a `CohortRecord`: an ordinary `ArrayRecord` that knows its row of the stack and makes
+real (serialised) `Array`s only when read. Strategies of ours read the stack instead.
+
+Letters: C clients of the stack.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache, wraps
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmoe.models.base import Parameters
+
+
+class Stack:
+    """A cohort's tensors by name, client axis first; not to be changed once made."""
+
+    def __init__(self, tensors: Parameters) -> None:
+        self.tensors = tensors
+
+    @cached_property
+    def finite_C(self) -> list[bool]:
+        """Whether all of a client's numbers are finite."""
+        clients = len(next(iter(self.tensors.values())))
+        finite = torch.ones(clients, dtype=torch.bool)
+        for tensor in self.tensors.values():
+            finite &= tensor.isfinite().flatten(1).all(dim=1)
+        return [bool(value) for value in finite.tolist()]
+
+    @cached_property
+    def bytes_per_client(self) -> int:
+        """Serialised size of one client's arrays."""
+        return sum(
+            header_bytes(tuple(t.shape[1:]), str(t.numpy().dtype)) + t[0].nbytes
+            for t in self.tensors.values()
+        )
+
+    @cached_property
+    def signature(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of one client's arrays by name."""
+        return {k: (tuple(t.shape[1:]), str(t.numpy().dtype)) for k, t in self.tensors.items()}
+
+
+class CohortRecord(ArrayRecord):
+    """One client's row of a `Stack`, as an `ArrayRecord` that fills itself when read."""
+
+    def __init__(self, stack: Stack, row: int) -> None:
+        super().__init__()
+        self.__dict__.update(stack=stack, row=row, filled=False)
+
+    def _fill(self) -> None:
+        if self.__dict__["filled"]:
+            return
+        self.__dict__["filled"] = True
+        for name, tensor in self.__dict__["stack"].tensors.items():
+            self[name] = Array(tensor[self.__dict__["row"]].contiguous().numpy())
+
+
+def _filling(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def filled(self: CohortRecord, *args: Any, **kwargs: Any) -> Any:
+        self._fill()
+        return method(self, *args, **kwargs)
+
+    return filled
+
+
+_READERS = (
+    "__contains__", "__delitem__", "__eq__", "__getitem__", "__iter__", "__len__", "__repr__",
+    "__setitem__", "copy", "items", "keys", "values",
+)  # fmt: skip
+for _name in _READERS:
+    setattr(CohortRecord, _name, _filling(getattr(ArrayRecord, _name)))
+
+
+def stack_of(record: ArrayRecord) -> tuple[Stack, int] | None:
+    """The stack behind a record and its row, or `None` if it holds arrays of its own."""
+    if isinstance(record, CohortRecord) and not record.__dict__["filled"]:
+        return record.__dict__["stack"], record.__dict__["row"]
+    return None
+
+
+def detached(records: RecordDict) -> RecordDict:
+    """Copies of the records that share their arrays: changing a record changes no other."""
+    return RecordDict(
+        {
+            key: CohortRecord(*stacked)
+            if isinstance(value, ArrayRecord) and (stacked := stack_of(value))
+            else value.copy()
+            for key, value in records.items()
+        }
+    )
+
+
+def plain(records: RecordDict) -> RecordDict:
+    """The same records with every array made, fit for Flower's own serialisation.
+
+    Flower names classes on the wire, and knows no `CohortRecord` there.
+    """
+    return RecordDict(
+        {
+            key: ArrayRecord(dict(value.items())) if isinstance(value, CohortRecord) else value
+            for key, value in records.items()
+        }
+    )
+
+
+def to_record(tensors: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
+    """Arrays by name as a record."""
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in tensors.items()})
+
+
+def from_record(record: ArrayRecord) -> Parameters:
+    """A record's arrays as tensors of their own."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def gather(records: Iterable[ArrayRecord]) -> Parameters:
+    """Many clients' records as stacked tensors, client axis first.
+
+    Records of one stack are picked from it in one go; a record that all clients share is read
+    once.
+    """
+    items = list(records)
+    if shared(items):
+        alone = _tensors(items[0])
+        return {name: t.expand(len(items), *t.shape) for name, t in alone.items()}
+    stacks = [stack_of(item) for item in items]
+    first = stacks[0]
+    if first is not None and all(s is not None and s[0] is first[0] for s in stacks):
+        rows = torch.tensor([s[1] for s in stacks if s is not None])
+        return {name: tensor[rows] for name, tensor in first[0].tensors.items()}
+    singles = [_tensors(item) for item in items]
+    return {name: torch.stack([one[name] for one in singles]) for name in singles[0]}
+
+
+def shared(records: Sequence[ArrayRecord]) -> bool:
+    """Whether all records hold the very same arrays, as in a broadcast."""
+    first = records[0]
+    if stack_of(first) is not None:
+        return all(record is first for record in records)
+    arrays = list(first.values())
+    return all(
+        record is first
+        or (
+            stack_of(record) is None
+            and len(record) == len(arrays)
+            and all(a is b for a, b in zip(record.values(), arrays, strict=True))
+        )
+        for record in records
+    )
+
+
+def _tensors(record: ArrayRecord) -> Parameters:
+    stacked = stack_of(record)
+    if stacked is None:
+        return from_record(record)
+    stack, row = stacked
+    return {name: tensor[row] for name, tensor in stack.tensors.items()}
+
+
+@lru_cache(maxsize=1024)
+def header_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes that the .npy format puts before the data."""
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    )
+    return buffer.tell()
+
+
+def content_bytes(records: RecordDict) -> int:
+    """Bytes of a message's content: arrays as serialised, numbers and words with their keys."""
+    total = 0
+    for record in records.values():
+        stacked = stack_of(record) if isinstance(record, ArrayRecord) else None
+        if stacked is not None:
+            total += stacked[0].bytes_per_client
+        elif isinstance(record, ArrayRecord):
+            total += sum(len(array.data) for array in record.values())
+        else:
+            total += _plain_bytes(record)
+    return total
+
+
+def _plain_bytes(record: MetricRecord | ConfigRecord) -> int:
+    total = 0
+    for key, value in record.items():
+        values = value if isinstance(value, list) else [value]
+        total += len(key.encode())
+        total += sum(
+            len(v) if isinstance(v, bytes) else len(v.encode()) if isinstance(v, str) else 8
+            for v in values
+        )
+    return total

@@ -1,0 +1,45 @@
+"""The only file that touches parts of Flower that are not public.
+
+Each seam has a contract test in `tests/unit/messages/test_seams.py`; `flwr` is pinned to one
+minor version because of them.
+"""
+
+from flwr.app import Message, RecordDict
+from flwr.common.serde import message_to_proto
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1  # Flower gives the server app of a run this node id
+
+
+def ensure_task_identity() -> None:
+    """Let this process create messages, unless Flower has already said who it is.
+
+    `Message(...)` reads the process-wide task identity, which only Flower's own launchers set.
+    """
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        TaskIdentity.run_id = 1
+        TaskIdentity.node_id = SERVER_NODE_ID
+        TaskIdentity.task_id = 1
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Number a message, as a SuperLink does on delivery."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message with other content: its metadata, so its sender and number, stay."""
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def empty_run(run_id: int) -> Run:
+    """Run information for a grid without a SuperLink."""
+    return Run.create_empty(run_id)
+
+
+def wire_bytes(message: Message) -> bytes:
+    """A message as it is serialised for the network."""
+    return bytes(message_to_proto(message).SerializeToString())

@@ -1,0 +1,73 @@
+"""Names of records and keys in messages, and how insights and guidance are put into records.
+
+`arrays`, `config`, `metrics`, `num-examples`, `server-round` and `proximal-mu` are Flower's own
+conventions, so its stock strategies and ours understand the same clients.
+"""
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedmoe.insight import Guidance, Insight
+from fedmoe.insight.insight import SCHEMA_VERSION, from_fields
+from fedmoe.messages.arrays import to_record
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+INSIGHT = "insight"
+PAYLOAD = "payload"
+GUIDANCE = "guidance"
+
+NUM_EXAMPLES = "num-examples"
+SERVER_ROUND = "server-round"
+PROXIMAL_MU = "proximal-mu"
+LOSS = "loss"
+WANTED_PAYLOADS = "insight-payloads"  # names joined by commas; its presence asks for an insight
+PROTOTYPE_MIN_COUNT = "prototype-min-count"
+_VERSION = "schema_version"
+
+
+def put_insight(content: RecordDict, insight: Insight) -> None:
+    """Add an insight to a reply: numbers as metrics, vectors as arrays."""
+    content[INSIGHT] = MetricRecord({_VERSION: SCHEMA_VERSION, **insight.scalars()})
+    if insight.payload:
+        content[PAYLOAD] = to_record(insight.payload)
+
+
+def get_insight(content: RecordDict) -> Insight:
+    """Read a reply's insight.
+
+    Raises:
+        ValueError: there is none, its version is unknown, or a field is missing or malformed.
+    """
+    record, payload = content.get(INSIGHT), content.get(PAYLOAD, ArrayRecord())
+    if not isinstance(record, MetricRecord) or not isinstance(payload, ArrayRecord):
+        raise ValueError("the reply has no insight")
+    scalars = dict(record)
+    version = scalars.pop(_VERSION, None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"insight schema version {version} is unknown, expected {SCHEMA_VERSION}")
+    return from_fields(scalars, {name: array.numpy() for name, array in payload.items()})
+
+
+def guidance_record(guidance: Guidance) -> ArrayRecord | None:
+    """Guidance as arrays; `None` if it changes nothing."""
+    arrays = guidance.arrays()
+    return to_record(arrays) if arrays else None
+
+
+def get_guidance(content: RecordDict) -> Guidance | None:
+    """Read a message's guidance, or `None` if it has none.
+
+    Raises:
+        ValueError: an unknown part, or one that is not finite.
+    """
+    record = content.get(GUIDANCE)
+    if not isinstance(record, ArrayRecord):
+        return None
+    return Guidance.from_arrays({name: array.numpy() for name, array in record.items()})
+
+
+def get_config(content: RecordDict) -> ConfigRecord:
+    """A message's settings, empty if it has none."""
+    record = content.get(CONFIG)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
