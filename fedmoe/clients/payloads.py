@@ -1,0 +1,67 @@
+"""What an insight carries besides its numbers, computed for a cohort at once.
+
+Letters: C clients, n most samples of a client, D features, P = D + 1 coefficients, O outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from fedmoe.clients.experiment import Experiment
+from fedmoe.models.linear import Linear
+from fedmoe.training.cohort import Cohort
+
+Payload = dict[str, NDArray[Any]]
+
+
+def make_payloads(
+    experiment: Experiment, names: Sequence[str], cohort: Cohort, prototype_min_count: int
+) -> list[Payload]:
+    """Each client's payload; a payload that does not fit the task or the model is left out."""
+    task = experiment.data.task
+    rows = torch.from_numpy(cohort.rows_Cn)
+    real_Cn = torch.arange(rows.shape[1]) < torch.from_numpy(cohort.count_C)[:, None]
+    x_CnD, y_Cn = experiment.pool.x_ND[rows], experiment.pool.y_N[rows]
+    stacked: dict[str, Tensor] = {}
+    if "prototypes" in names and task.kind == "classification":
+        stacked |= prototypes(x_CnD, y_Cn, real_Cn, task.num_outputs, prototype_min_count)
+    linear = isinstance(experiment.model, Linear)
+    if "statistics" in names and task.kind == "regression" and linear:
+        stacked |= statistics(x_CnD, y_Cn, real_Cn)
+    arrays = {name: tensor.numpy() for name, tensor in stacked.items()}
+    return [{name: array[row] for name, array in arrays.items()} for row in range(len(rows))]
+
+
+def prototypes(
+    x_CnD: Tensor, y_Cn: Tensor, real_Cn: Tensor, num_classes: int, min_count: int
+) -> dict[str, Tensor]:
+    """Sum and count of the inputs of each class; classes with few samples say nothing.
+
+    Args:
+        x_CnD: inputs.
+        y_Cn: classes.
+        real_Cn: which samples are not padding.
+        num_classes: O.
+        min_count: fewest samples of a class that may be told.
+    """
+    member_CnO = functional.one_hot(y_Cn, num_classes).float() * real_Cn.unsqueeze(-1)
+    count_CO = member_CnO.sum(dim=1)
+    told_CO = (count_CO >= min_count).float()
+    sum_COD = torch.bmm(member_CnO.mT, x_CnD) * told_CO.unsqueeze(-1)
+    return {"prototype_sum": sum_COD, "prototype_count": count_CO * told_CO}
+
+
+def statistics(x_CnD: Tensor, y_CnO: Tensor, real_Cn: Tensor) -> dict[str, Tensor]:
+    """Sufficient statistics of a linear regression with bias: X'X, X'Y and the squares of Y."""
+    real = real_Cn.unsqueeze(-1).float()
+    x_CnP = torch.cat([x_CnD, torch.ones_like(x_CnD[..., :1])], dim=-1) * real
+    y_CnO = y_CnO * real
+    return {
+        "statistics_xx": torch.bmm(x_CnP.mT, x_CnP),
+        "statistics_xy": torch.bmm(x_CnP.mT, y_CnO),
+        "statistics_yy": y_CnO.square().sum(dim=1),
+    }
