@@ -1,0 +1,203 @@
+"""The reply guard: what every reply must satisfy before a strategy sees it.
+
+Stock strategies average whatever comes and end the run at the first malformed reply; a strategy
+behind the guard only sees replies that fit, and a bad one is that client's recorded failure.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import ReplyError
+from fedmoe.messages import words
+from fedmoe.messages.arrays import content_bytes, header_bytes, stack_of
+from fedmoe.schema import RuntimeConfig
+
+Signature = dict[str, tuple[tuple[int, ...], str]]
+
+_REASON_LENGTH = 300
+
+
+@dataclass
+class Inspection:
+    """A phase's replies after the guard.
+
+    Attributes:
+        good: replies that the strategy may see, by node id.
+        failures: reason by node id, for everyone else who was asked.
+        bytes_up: bytes of each good reply, by node id.
+    """
+
+    good: list[Message] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    bytes_up: dict[int, int] = field(default_factory=dict)
+
+
+class ReplyGuard:
+    """Checks keys, shapes, dtypes, finiteness, counts and bytes of replies.
+
+    A strategy may add a check of its own: a method `check_reply(message)` that raises
+    `ValueError`.
+    """
+
+    def __init__(self, config: RuntimeConfig, strategy: Strategy) -> None:
+        self.config = config
+        self._own_check = getattr(strategy, "check_reply", None)
+
+    def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
+        """Sort the replies to `sent` into good ones and failures; order does not matter."""
+        result = Inspection()
+        asked = {message.metadata.dst_node_id: message for message in sent}
+        seen: set[int] = set()
+        expected = _Expected()
+        for reply in sorted(replies, key=lambda one: one.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            if node not in asked:
+                continue  # nobody to blame: the network delivered what nobody asked for
+            try:
+                if node in seen:
+                    raise ReplyError("more than one reply")
+                seen.add(node)
+                size = self._check(reply, asked[node], expected)
+            except Exception as error:  # hostile input may raise anything
+                result.failures[node] = _one_line(error)
+                continue
+            result.good.append(reply)
+            result.bytes_up[node] = size
+        for node in asked.keys() - seen:
+            result.failures[node] = "no reply before the deadline"
+        result.good = [r for r in result.good if r.metadata.src_node_id not in result.failures]
+        self._refuse_odd_metrics(result)
+        return result
+
+    def _check(self, reply: Message, request: Message, expected: "_Expected") -> int:
+        """Raise ReplyError, or return the reply's bytes."""
+        if reply.has_error():
+            raise ReplyError(reply.error.reason or f"error code {reply.error.code}")
+        content = reply.content
+        size = content_bytes(content)
+        if size > self.config.max_reply_bytes:
+            raise ReplyError(f"{size} bytes, at most {self.config.max_reply_bytes} are allowed")
+        training = request.metadata.message_type == MessageType.TRAIN
+        self._check_metrics(content, minimum=1 if training else 0)
+        sent_arrays = request.content.get(words.ARRAYS) if training else None
+        for key, record in content.items():
+            if not isinstance(record, ArrayRecord):
+                continue
+            if key == words.ARRAYS and not isinstance(sent_arrays, ArrayRecord):
+                raise ReplyError("weights were not asked for")
+            check_arrays(key, record, expected.signature(sent_arrays, key))
+        if isinstance(sent_arrays, ArrayRecord) and words.ARRAYS not in content:
+            raise ReplyError("the reply has no arrays")
+        if training and self._own_check is not None:
+            self._own_check(reply)
+        return size
+
+    def _check_metrics(self, content: RecordDict, minimum: int) -> None:
+        metrics = content.get(words.METRICS)
+        if not isinstance(metrics, MetricRecord):
+            raise ReplyError("the reply has no metrics")
+        examples = metrics.get(words.NUM_EXAMPLES)
+        most = self.config.max_examples
+        if not isinstance(examples, int) or not minimum <= examples <= most:
+            raise ReplyError(f"num-examples={examples}: must be a whole number {minimum}..{most}")
+        for record in content.values():
+            if isinstance(record, MetricRecord):
+                for name, value in record.items():
+                    values = value if isinstance(value, list) else [value]
+                    if not all(math.isfinite(v) for v in values):
+                        raise ReplyError(f"metric {name}={value}: must be finite")
+
+    def _refuse_odd_metrics(self, result: Inspection) -> None:
+        """Strategies average metrics by name, so all replies must have the same names."""
+        names = [frozenset(reply.content[words.METRICS]) for reply in result.good]
+        if len(set(names)) <= 1:
+            return
+        usual = Counter(names).most_common(1)[0][0]
+        for reply, own in zip(result.good, names, strict=True):
+            if own != usual:
+                odd = ", ".join(sorted(own ^ usual))
+                node = reply.metadata.src_node_id
+                result.failures[node] = f"metrics differ from the other replies': {odd}"
+        result.good = [r for r in result.good if r.metadata.src_node_id not in result.failures]
+
+
+class _Expected:
+    """Shapes and dtypes of the arrays that were sent, read once per record."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Signature] = {}
+
+    def signature(self, sent: object, key: str) -> Signature | None:
+        if key != words.ARRAYS or not isinstance(sent, ArrayRecord):
+            return None
+        if id(sent) not in self._known:
+            self._known[id(sent)] = {name: (a.shape, a.dtype) for name, a in sent.items()}
+        return self._known[id(sent)]
+
+
+def check_arrays(key: str, record: ArrayRecord, expected: Signature | None) -> None:
+    """Check one record of a reply.
+
+    Args:
+        key: the record's name, for the message.
+        record: what came.
+        expected: names, shapes and dtypes it must have; `None` checks finiteness alone.
+
+    Raises:
+        ReplyError: says what is wrong.
+    """
+    stacked = stack_of(record)
+    if stacked is not None:
+        stack, row = stacked
+        if expected is not None and stack.signature != expected:
+            raise ReplyError(f"{key}: {_difference(stack.signature, expected)}")
+        if not stack.finite_C[row]:
+            raise ReplyError(f"{key}: not finite")
+        return
+    received = {name: (tuple(array.shape), array.dtype) for name, array in record.items()}
+    if expected is not None and received != expected:
+        raise ReplyError(f"{key}: {_difference(received, expected)}")
+    for name, array in record.items():
+        _check_array(f"{key}/{name}", array)
+
+
+def _check_array(name: str, array: Array) -> None:
+    """What the bytes say must be what the record says; declared sizes are not believed."""
+    if np.dtype(array.dtype).kind not in "fiu":
+        raise ReplyError(f"{name}: dtype {array.dtype} is not a number")
+    size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    expected = header_bytes(tuple(array.shape), array.dtype) + size
+    if len(array.data) != expected:
+        raise ReplyError(f"{name}: {len(array.data)} bytes of data, expected {expected}")
+    values = array.numpy()
+    if values.shape != tuple(array.shape) or str(values.dtype) != array.dtype:
+        raise ReplyError(f"{name}: holds {values.dtype}{values.shape}, not what it declares")
+    if not np.isfinite(values).all():
+        raise ReplyError(f"{name}: not finite")
+
+
+def _difference(received: Signature, expected: Signature) -> str:
+    """The first difference, in words."""
+    if missing := sorted(expected.keys() - received.keys()):
+        return f"lacks {', '.join(missing)}"
+    if extra := sorted(received.keys() - expected.keys()):
+        return f"has unknown {', '.join(extra)}"
+    name = next(name for name in expected if received[name] != expected[name])
+    return f"{name} is {_kind(received[name])}, expected {_kind(expected[name])}"
+
+
+def _kind(signature: tuple[tuple[int, ...], str]) -> str:
+    shape, dtype = signature
+    return f"{dtype}{list(shape)}"
+
+
+def _one_line(error: Exception) -> str:
+    """A reason fit for a log line, whatever a client wrote into it."""
+    text = str(error) if isinstance(error, ReplyError | ValueError) else repr(error)
+    return " ".join(text.split())[:_REASON_LENGTH] or type(error).__name__

@@ -1,0 +1,209 @@
+"""The round loop: drives any Flower strategy over any Flower grid, and writes down what happens.
+
+Flower's own `Strategy.start` has no hooks, no resume and no early stop, and lets one malformed
+reply end a run; apart from these, the order of events is the same.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app.exception import AppExitException
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import RunError
+from fedmoe.guard import Inspection, ReplyGuard
+from fedmoe.messages import words
+from fedmoe.messages.arrays import content_bytes, to_record
+from fedmoe.schema import ExperimentConfig
+from fedmoe.scores import federation_scores
+from fedmoe.standing import Standing
+from fedmoe.strategies.sampling import seeded_random
+
+_LOG = logging.getLogger("fedmoe.rounds.RoundLoop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """What one round leaves for the run's records.
+
+    Attributes:
+        round: from 1.
+        metrics: the round's line of `metrics.jsonl`.
+        clients: one line each of `clients.jsonl`.
+        insights: one line each of `insights.jsonl`.
+    """
+
+    round: int
+    metrics: dict[str, Any]
+    clients: list[dict[str, Any]]
+    insights: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One exchange: what was asked, what came back, and what it weighed."""
+
+    sent: list[Message]
+    inspection: Inspection
+    bytes_down: dict[int, int]
+
+
+@dataclass
+class RoundLoop:
+    """Runs rounds from where `standing` is until the last one, or until it may stop.
+
+    Attributes:
+        config: the experiment.
+        strategy: any Flower message strategy.
+        grid: any Flower grid.
+        standing: where the run is; changed in place.
+        client_of: the client behind a node id, for the records.
+        on_round: called after each round, with everything up to date.
+    """
+
+    config: ExperimentConfig
+    strategy: Strategy
+    grid: Grid
+    standing: Standing
+    client_of: Callable[[int], int]
+    on_round: Callable[[RoundRecord], None]
+    _guard: ReplyGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._guard = ReplyGuard(self.config.runtime, self.strategy)
+
+    def run(self) -> str:
+        """Run the remaining rounds.
+
+        Returns:
+            `completed`, or `stopped: ` and the reason.
+
+        Raises:
+            RunError: no round was valid.
+        """
+        while self.standing.round < self.config.rounds:
+            if reason := self.standing.reason_to_stop(self.config.stopping):
+                _LOG.info("stopping after round %d: %s", self.standing.round, reason)
+                return f"stopped: {reason}"
+            self.on_round(self._one_round(self.standing.round + 1))
+        if not self.standing.valid_rounds:
+            raise RunError("every round was void: no strategy step was ever made")
+        return "completed"
+
+    def _one_round(self, number: int) -> RoundRecord:
+        started = time.perf_counter()
+        trained, train_metrics, void = self._train(number)
+        bytes_up = sum(trained.inspection.bytes_up.values())
+        bytes_down = sum(trained.bytes_down.values())
+        validation = test = None
+        if number % self.config.evaluate_every == 0 or number == self.config.rounds:
+            evaluated = self._exchange(number, evaluate=True)
+            self.strategy.aggregate_evaluate(number, evaluated.inspection.good)
+            for node, reason in evaluated.inspection.failures.items():
+                _LOG.warning("client %s did not evaluate: %s", self.client_of(node), reason)
+            validation = federation_scores(evaluated.inspection.good, "validation")
+            test = federation_scores(evaluated.inspection.good, "test")
+            bytes_up += sum(evaluated.inspection.bytes_up.values())
+            bytes_down += sum(evaluated.bytes_down.values())
+        seconds = time.perf_counter() - started
+        self.standing.finish_round(number, validation, test, (bytes_up, bytes_down), seconds)
+        metrics = {
+            "round": number,
+            "train": {
+                "loss": None if train_metrics is None else train_metrics.get(words.LOSS),
+                "clients": len(trained.inspection.good),
+                "failures": len(trained.inspection.failures),
+                "void": void,
+            },
+            "validation": validation,
+            "test": test,
+            "bytes": {"up": bytes_up, "down": bytes_down},
+            "seconds": seconds,
+        }
+        insights = [] if void else getattr(self.strategy, "new_insights", [])
+        return RoundRecord(
+            round=number,
+            metrics=metrics,
+            clients=self._client_records(number, trained),
+            insights=[insight.as_json() for insight in insights],
+        )
+
+    def _train(self, number: int) -> tuple[_Phase, MetricRecord | None, bool]:
+        """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
+        phase = self._exchange(number, evaluate=False)
+        for node, reason in phase.inspection.failures.items():
+            _LOG.warning("round %d, client %s failed: %s", number, self.client_of(node), reason)
+        good, least = phase.inspection.good, self.config.runtime.min_replies
+        if len(good) < least:
+            _LOG.warning("round %d is void: %d good replies, %d needed", number, len(good), least)
+            return phase, None, True
+        try:
+            arrays, metrics = self.strategy.aggregate_train(number, good)
+        except (AppExitException, ValueError) as error:
+            _LOG.warning("round %d is void: %s", number, error)
+            return phase, None, True
+        if arrays is not None:
+            self.standing.arrays = same_dtypes(arrays, self.standing.arrays)
+        self.standing.valid_rounds += 1
+        return phase, metrics, False
+
+    def _exchange(self, number: int, *, evaluate: bool) -> _Phase:
+        """Configure, send, receive, inspect."""
+        configure = self.strategy.configure_evaluate if evaluate else self.strategy.configure_train
+        # Flower's own strategies sample with the global generator: see there.
+        with seeded_random(self.config.seed, number, int(evaluate)):
+            sent = list(configure(number, self.standing.arrays, ConfigRecord(), self.grid))
+        timeout = self.config.runtime.timeout
+        replies = self.grid.send_and_receive(sent, timeout=timeout)
+        bytes_down = _sizes(sent)
+        return _Phase(sent, self._guard.inspect(sent, replies), bytes_down)
+
+    def _client_records(self, number: int, phase: _Phase) -> list[dict[str, Any]]:
+        """One line per client that was asked to train, by client."""
+        metrics = {
+            reply.metadata.src_node_id: cast(MetricRecord, reply.content[words.METRICS])
+            for reply in phase.inspection.good
+        }
+        records = []
+        for node in sorted(phase.bytes_down, key=self.client_of):
+            own = metrics.get(node)
+            records.append(
+                {
+                    "round": number,
+                    "client": self.client_of(node),
+                    "status": "failed" if own is None else "ok",
+                    "reason": phase.inspection.failures.get(node),
+                    "num_examples": None if own is None else own.get(words.NUM_EXAMPLES),
+                    "loss": None if own is None else own.get(words.LOSS),
+                    "bytes_up": phase.inspection.bytes_up.get(node, 0),
+                    "bytes_down": phase.bytes_down[node],
+                }
+            )
+        return records
+
+
+def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
+    """Arrays in the dtypes of the model: Flower's FedOpt family returns float64 for float32."""
+    if all(array.dtype == like[name].dtype for name, array in arrays.items()):
+        return arrays
+    return to_record(
+        {name: array.numpy().astype(like[name].dtype) for name, array in arrays.items()}
+    )
+
+
+def _sizes(sent: Sequence[Message]) -> dict[int, int]:
+    """Bytes sent to each node; a record that many share is measured once."""
+    known: dict[tuple[int, ...], int] = {}
+    sizes = {}
+    for message in sent:
+        arrays = [id(r) for r in message.content.values() if isinstance(r, ArrayRecord)]
+        key = (id(message.content), *arrays)
+        if key not in known:
+            known[key] = content_bytes(message.content)
+        sizes[message.metadata.dst_node_id] = known[key]
+    return sizes

@@ -1,0 +1,199 @@
+"""One run of a federation, from the first round or from a checkpoint, to its summary."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedmoe.clients import Experiment
+from fedmoe.config import to_json
+from fedmoe.interrupt import deferred_interrupt
+from fedmoe.messages.arrays import to_record
+from fedmoe.rounds import RoundLoop, RoundRecord
+from fedmoe.schema import ExperimentConfig
+from fedmoe.standing import Standing
+from fedmoe.strategies import build_strategy
+from fedmoe.strategies.state import restore_strategy, strategy_state
+from fedmoe.tracking import (
+    RunDirectory,
+    git_commit,
+    load_checkpoint,
+    open_progress,
+    save_checkpoint,
+    versions,
+)
+
+_LOG = logging.getLogger("fedmoe.run.FederationRun")
+LINE_FILES = ("metrics.jsonl", "clients.jsonl", "insights.jsonl")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class PrivateState(Protocol):
+    """Where clients' private arrays can be saved from and restored to."""
+
+    def state(self) -> Arrays:
+        """Arrays by path."""
+        ...
+
+    def restore(self, arrays: Arrays) -> None:
+        """Undo `state`."""
+        ...
+
+
+@dataclass
+class FederationRun:
+    """Everything one run needs.
+
+    Attributes:
+        experiment: configuration, data and model, as the server knows them.
+        grid: any Flower grid with the clients behind it.
+        directory: where records go.
+        client_of: the client behind a node id.
+        clients: the clients' private state, where this process holds it; else `None`.
+    """
+
+    experiment: Experiment
+    grid: Grid
+    directory: RunDirectory
+    client_of: Callable[[int], int]
+    clients: PrivateState | None = None
+
+    def __post_init__(self) -> None:
+        self.strategy = build_strategy(self.config, self.experiment.data.task)
+        self.standing = Standing(
+            to_record(self.experiment.initial), min_delta=self.config.stopping.min_delta
+        )
+        self._saved_round = -1
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The experiment's configuration."""
+        return self.experiment.config
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end.
+
+        Returns:
+            The summary, which is also written, whatever happens.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once all is written.
+            FedmoeError: the run could not go on.
+        """
+        if self.config.resume is not None:
+            self._resume()
+        self.directory.write_json("config.json", _plain_config(self.config))
+        status = "failed"
+        reason: str | None = None
+        try:
+            status = self._run_rounds()
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except Exception as error:
+            status, reason = "failed", str(error) or type(error).__name__
+            raise
+        finally:
+            summary = self.summary(status, reason)
+            self.directory.write_json("summary.json", summary)
+        return summary
+
+    def _run_rounds(self) -> str:
+        mode, start = self.config.tracking.progress, self.standing.round
+        with (
+            deferred_interrupt() as interrupted,
+            open_progress(mode, self.config.rounds, start) as progress,
+        ):
+
+            def on_round(record: RoundRecord) -> None:
+                self._record(record)
+                progress.update(record.metrics)
+                every = self.config.tracking.checkpoint_every
+                if interrupted() or (every and record.round % every == 0):
+                    self._checkpoint()
+                if interrupted():
+                    raise KeyboardInterrupt
+
+            loop = RoundLoop(
+                config=self.config,
+                strategy=self.strategy,
+                grid=self.grid,
+                standing=self.standing,
+                client_of=self.client_of,
+                on_round=on_round,
+            )
+            status = loop.run()
+            self._checkpoint()
+        return status
+
+    def _record(self, record: RoundRecord) -> None:
+        # The round's own line comes last: where it stands, the others are whole.
+        self.directory.append_many("clients.jsonl", record.clients)
+        self.directory.append_many("insights.jsonl", record.insights)
+        self.directory.append("metrics.jsonl", record.metrics)
+
+    def _checkpoint(self) -> None:
+        if self._saved_round == self.standing.round:
+            return
+        strategy_arrays, strategy_values = strategy_state(self.strategy)
+        arrays: Arrays = {f"global/{k}": a.numpy() for k, a in self.standing.arrays.items()}
+        arrays |= {f"strategy/{k}": np.asarray(a) for k, a in strategy_arrays.items()}
+        if self.clients is not None:
+            arrays |= {f"clients/{k}": a for k, a in self.clients.state().items()}
+        values = {"standing": self.standing.as_json(), "strategy": strategy_values}
+        save_checkpoint(self.directory.path, self.standing.round, arrays, values)
+        self._saved_round = self.standing.round
+
+    def _resume(self) -> None:
+        """Go back to the newest checkpoint, and drop the records of later rounds."""
+        checkpoint = load_checkpoint(self.directory.path)
+        groups: dict[str, Arrays] = {"global": {}, "strategy": {}, "clients": {}}
+        for path, array in checkpoint.arrays.items():
+            group, _, name = path.partition("/")
+            groups[group][name] = array
+        self.standing = Standing.from_json(
+            to_record(groups["global"]), checkpoint.state["standing"]
+        )
+        restore_strategy(self.strategy, groups["strategy"], checkpoint.state["strategy"])
+        if self.clients is not None:
+            self.clients.restore(groups["clients"])
+        for file in LINE_FILES:
+            self.directory.truncate(file, checkpoint.round)
+        self._saved_round = checkpoint.round
+        _LOG.info("resuming %s after round %d", self.directory.path, checkpoint.round)
+
+    def summary(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        standing, data = self.standing, self.experiment.data
+        nothing = {"global": None, "personalised": None}
+        return {
+            "name": self.config.name,
+            "status": status,
+            **({"reason": reason} if reason else {}),
+            "rounds": standing.round,
+            "final": standing.final or nothing,
+            "best": standing.best or nothing,
+            "objective": standing.best_objective,
+            "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},
+            "seconds": standing.seconds,
+            "data": {
+                "name": data.name,
+                "origin": data.origin,
+                "clients": data.num_clients,
+                "samples": len(data.x_ND),
+            },
+            "seed": self.config.seed,
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+
+
+def _plain_config(config: ExperimentConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(to_json(config))
+    return plain

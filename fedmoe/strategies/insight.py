@@ -1,0 +1,133 @@
+"""Insight exchange: clients tell what they learned, not what they weigh.
+
+Each client trains a model of its own and returns an insight (numbers about its training, and
+payloads such as class prototypes or sufficient statistics). The server remembers all insights;
+a MetaLearner turns them into guidance that changes the next round's local training. No weights
+travel in either direction.
+
+The idea is that of the Scarcity framework's stage 3, whose server broadcast one unchanged model
+and whose MetaLearner was never read by a client; what guidance can act at all follows from
+`docs/insight.md`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from fedmoe.data.federation import Task
+from fedmoe.insight import Insight, Memory, MetaLearner
+from fedmoe.messages import words
+from fedmoe.schema import InsightConfig
+from fedmoe.strategies.local import Local
+
+_LOG = logging.getLogger("fedmoe.strategies.insight.InsightExchange")
+
+
+class InsightExchange(Local):
+    """Sampling as in FedAvg; what travels is insights up and guidance down.
+
+    Attributes:
+        config: payloads and their disclosure rule.
+        meta_learner: learns from the insights.
+        task: what an insight's payloads are checked against.
+        client_of: the client id that each node gave first; it must keep to it.
+        new_insights: the last round's insights, for the run's records.
+    """
+
+    def __init__(
+        self, config: InsightConfig, meta_learner: MetaLearner, task: Task, **options: Any
+    ) -> None:
+        super().__init__(fraction_train=config.fraction_train, **options)
+        self.config, self.meta_learner, self.task = config, meta_learner, task
+        self.client_of: dict[int, int] = {}
+        self.new_insights: list[Insight] = []
+        self._round = 0
+
+    @property
+    def memory(self) -> Memory:
+        """All insights so far."""
+        return self.meta_learner.memory
+
+    @override
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask for an insight, and send along what the MetaLearner advises."""
+        self._round = server_round
+        config[words.WANTED_PAYLOADS] = ",".join(self.config.payloads)
+        config[words.PROTOTYPE_MIN_COUNT] = self.config.prototype_min_count
+        return super().configure_train(server_round, arrays, config, grid)
+
+    @override
+    def train_content(self, node: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+        """The settings and this client's own guidance."""
+        content = super().train_content(node, arrays, config)
+        guidance = self.meta_learner.guidance(self.client_of.get(node, -1))
+        record = words.guidance_record(guidance)
+        if record is not None:
+            content[words.GUIDANCE] = record
+        return content
+
+    def check_reply(self, reply: Message) -> None:
+        """Refuse a reply whose insight is malformed, stale, or somebody else's.
+
+        Raises:
+            ValueError: says what is wrong.
+        """
+        insight = words.get_insight(reply.content)
+        insight.check(self.task)
+        node = reply.metadata.src_node_id
+        if insight.round != self._round:
+            raise ValueError(f"insight of round {insight.round} in round {self._round}")
+        claimed = self.client_of.get(node, insight.client_id)
+        holders = [n for n, client in self.client_of.items() if client == insight.client_id]
+        if claimed != insight.client_id or holders not in ([], [node]):
+            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
+        if words.ARRAYS in reply.content:
+            raise ValueError("weights must not travel in insight exchange")
+
+    @override
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the MetaLearner observe the round's insights."""
+        good = [reply for reply in replies if self._is_good(reply)]
+        for reply in good:
+            client = words.get_insight(reply.content).client_id
+            self.client_of.setdefault(reply.metadata.src_node_id, client)
+        self.new_insights = sorted(
+            (words.get_insight(reply.content) for reply in good), key=lambda one: one.client_id
+        )
+        summary = self.meta_learner.observe(server_round, self.new_insights)
+        _LOG.debug("round %d: %s", server_round, summary)
+        return super().aggregate_train(server_round, good)
+
+    def _is_good(self, reply: Message) -> bool:
+        """Whether a reply may be learned from; also holds where no guard stands before us."""
+        if reply.has_error():
+            return False
+        try:
+            self.check_reply(reply)
+        except ValueError as error:
+            _LOG.warning("node %d: %s", reply.metadata.src_node_id, error)
+            return False
+        return True
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """What a checkpoint keeps."""
+        arrays, values = self.memory.state()
+        clients = {str(node): client for node, client in self.client_of.items()}
+        return arrays, {
+            **values, "client_of": clients, "summaries": self.meta_learner.history
+        }  # fmt: skip
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.memory.restore(arrays, values)
+        self.client_of = {int(node): client for node, client in values["client_of"].items()}
+        self.meta_learner.restore(list(values["summaries"]))
