@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedmoe.config import from_hydra
 from fedmoe.configuration.composition import CONFIG_NAME, CONFIG_PATH, VERSION_BASE
 from fedmoe.configuration.planning import Plan, checked_plan
+from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line
 from fedmoe.errors import ConfigError, FedmoeError
 
@@ -117,10 +118,15 @@ class Job:
 
 def _simulate(config: DictConfig) -> float | None:
     node = HydraConfig.get()
-    experiment = from_hydra(config, from_command_line(node.overrides.task))
+    words = from_command_line(node.overrides.task)
+    experiment, run_dir = from_hydra(config, words), Path(node.runtime.output_dir)
+    if experiment.resume is not None:
+        experiment = resumed_config(experiment, words)
+        with suppress(OSError):
+            run_dir.rmdir()  # Hydra's new folder; the run goes on in its own
     from fedmoe.simulations import run_experiment  # late: imports torch and flwr
 
-    summary = run_experiment(experiment, Path(node.runtime.output_dir))
+    summary = run_experiment(experiment, run_dir)
     objective = summary.get("objective")
     return None if objective is None else float(objective)
 

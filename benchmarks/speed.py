@@ -1,0 +1,274 @@
+"""How long a round takes: ours, a loop over `NumPyClient.fit`, and Flower's own simulation.
+
+    python benchmarks/speed.py [--clients 100] [--repeats 7] [--models linear mlp moe] [--flower]
+
+Every side trains the same clients on the same data (digits, Dirichlet 0.5, batch 32, one local
+epoch, SGD) and averages their weights:
+
+- ours: the whole in-process path of a round: strategy, grid, guard, aggregation, records;
+- loop: `FedMoEClient.fit`, client after client, and a plain NumPy average;
+- torch: the same loop with a textbook client, `torch.optim.SGD` on an `nn.Module`, without the
+  router's balance loss;
+- flower: stock FedAvg and our client app on Flower's own Ray simulation (`fedmoe[ray]`).
+
+The sides take turns, one round each, and medians are compared: ratios hold where the times of a
+shared machine do not. One intra-op thread per process.
+"""
+
+import argparse
+import copy
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from statistics import median
+
+os.environ |= {  # Flower and Ray phone home by default
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import NDArrays, Scalar
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import strategy as stock
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+from fedmoe.clients import Experiment, FedMoEClient, load_experiment
+from fedmoe.config import load_config, to_json
+from fedmoe.messages.arrays import to_record
+from fedmoe.models.base import as_output
+from fedmoe.rounds import RoundLoop, RoundRecord
+from fedmoe.simulations import InProcessGrid
+from fedmoe.standing import Standing
+from fedmoe.strategies import build_strategy
+
+MODELS = ("linear", "mlp", "moe")
+WARM_UP = 2
+ENDLESS = 1_000_000
+
+Round = Callable[[], None]
+Seconds = dict[str, list[float]]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description="Time a round of federated averaging.")
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7, help="measured rounds of each side")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--flower", action="store_true", help="Flower's Ray simulation as well")
+    options = parser.parse_args(words)
+    console = Console()
+    with_flower = options.flower
+    if with_flower and importlib.util.find_spec("ray") is None:
+        console.print("no column for Flower's simulation: pip install 'fedmoe[ray]'", markup=False)
+        with_flower = False
+    torch.set_num_threads(1)
+    measure = measure_with_flower if with_flower else measure_alone
+    table = {}
+    for model in options.models:
+        with console.status(f"{model}: {options.repeats} rounds of each side"):
+            table[model] = measure(experiment_for(model, options.clients), options.repeats)
+    console.print(as_table(table, options.clients))
+
+
+def experiment_for(model: str, clients: int) -> Experiment:
+    """The work that every side does."""
+    config = load_config(
+        [
+            "data=digits", "partition=dirichlet", "partition.alpha=0.5",
+            f"partition.num_clients={clients}", "partition.min_samples=3", f"model={model}",
+            "strategy=fedavg", "training=sgd", "training.epochs=1", "training.batch_size=32",
+            "training.learning_rate=0.05", "training.momentum=0", "training.num_threads=1",
+            f"rounds={ENDLESS}",
+        ]
+    )  # fmt: skip
+    return load_experiment(to_json(config))
+
+
+# --------------------------------------------------------------------------- the sides
+
+
+class RoundIsOver(Exception):
+    """Leaves the endless round loop after one round."""
+
+
+def ours(experiment: Experiment, evaluate_every: int) -> Round:
+    """A round of `RoundLoop` on the in-process grid."""
+    config = replace(experiment.config, evaluate_every=evaluate_every)
+
+    def on_round(record: RoundRecord) -> None:
+        if record.metrics["train"]["failures"]:
+            raise RuntimeError(f"a client failed: {record.clients}")
+        raise RoundIsOver
+
+    grid = InProcessGrid(to_json(experiment.config), experiment.data.num_clients)
+    loop = RoundLoop(
+        config=config,
+        strategy=build_strategy(config, experiment.data.task),
+        grid=grid,
+        standing=Standing(to_record(experiment.initial), min_delta=0.0),
+        client_of=grid.client_id,
+        on_round=on_round,
+    )
+
+    def one_round() -> None:
+        with suppress(RoundIsOver):
+            loop.run()
+
+    return one_round
+
+
+def looped(clients: Sequence[NumPyClient], initial: NDArrays) -> Round:
+    """`fit` client after client, and the average weighted by examples."""
+    weights, number = initial, 0
+
+    def one_round() -> None:
+        nonlocal weights, number
+        number += 1
+        results = [client.fit(weights, {"server-round": number}) for client in clients]
+        share = np.array([count for _, count, _ in results], dtype=np.float32)
+        share /= share.sum()
+        columns = zip(*(arrays for arrays, _, _ in results), strict=True)
+        weights = [np.tensordot(share, np.stack(column), axes=1) for column in columns]
+
+    return one_round
+
+
+class TextbookClient(NumPyClient):
+    """What a tutorial would write: load the weights, one epoch of SGD, return the weights."""
+
+    def __init__(self, experiment: Experiment, client: int) -> None:
+        rows, _ = experiment.data.parts["train"].padded(np.array([client]))
+        self.x, self.y = experiment.pool.x_ND[rows[0]], experiment.pool.y_N[rows[0]]
+        self.model = copy.deepcopy(experiment.model)
+        self.config = experiment.config.training
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """One local epoch; `config` is not read."""
+        del config
+        with torch.no_grad():
+            for parameter, value in zip(self.model.parameters(), parameters, strict=True):
+                parameter.copy_(torch.from_numpy(value))
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=self.config.learning_rate)
+        for batch in torch.randperm(len(self.y)).split(self.config.batch_size):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(as_output(self.model(self.x[batch])).y, self.y[batch])
+            loss.backward()
+            optimizer.step()
+        # Copies, since a module that is trained in place keeps its memory.
+        arrays = [p.detach().numpy().copy() for p in self.model.parameters()]
+        return arrays, len(self.y), {"loss": float(loss.detach())}
+
+
+def flowers(experiment: Experiment, grid: Grid) -> Round:
+    """Stock FedAvg over Flower's grid, as its own `start` goes through a round."""
+    strategy = stock.FedAvg(fraction_evaluate=0.0)
+    arrays: ArrayRecord = to_record(experiment.initial)
+    number = 0
+
+    def one_round() -> None:
+        nonlocal arrays, number
+        number += 1
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        replies = list(grid.send_and_receive(messages, timeout=600.0))
+        averaged, _ = strategy.aggregate_train(number, replies)
+        if averaged is None or any(reply.has_error() for reply in replies):
+            raise RuntimeError("a client failed on Flower's simulation")
+        arrays = averaged
+
+    return one_round
+
+
+# ------------------------------------------------------------------------- measurement
+
+
+def measure_alone(experiment: Experiment, repeats: int) -> Seconds:
+    """The sides that need nothing but this process."""
+    return take_turns(our_sides(experiment), repeats)
+
+
+def our_sides(experiment: Experiment) -> dict[str, Round]:
+    """Each side's way of doing one round."""
+    initial = [value.numpy() for value in experiment.initial.values()]
+    everyone = range(experiment.data.num_clients)
+    return {
+        "ours": ours(experiment, ENDLESS),
+        "ours + evaluation": ours(experiment, 1),
+        "loop": looped([FedMoEClient(experiment, c) for c in everyone], initial),
+        "torch": looped([TextbookClient(experiment, c) for c in everyone], initial),
+    }
+
+
+def measure_with_flower(experiment: Experiment, repeats: int) -> Seconds:
+    """All sides in turn, from inside the server app of a simulation of Flower's."""
+    from flwr.simulation import run_simulation
+
+    os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="fedmoe-benchmark-")
+    server, client, seconds = ServerApp(), ClientApp(), Seconds()
+    config_json = to_json(experiment.config)
+
+    @server.main()
+    def run(grid: Grid, context: Context) -> None:
+        del context
+        while len(list(grid.get_node_ids())) < experiment.data.num_clients:
+            time.sleep(0.1)
+        sides = {**our_sides(experiment), "flower": flowers(experiment, grid)}
+        seconds.update(take_turns(sides, repeats))
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        from fedmoe.client_app import train as answer_train
+
+        context.run_config = {"config": config_json, "overrides": ""}
+        return answer_train(message, context)
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server, client, experiment.data.num_clients, backend_config=resources)  # type: ignore[arg-type]
+    return seconds
+
+
+def take_turns(sides: dict[str, Round], repeats: int) -> Seconds:
+    """Seconds of each side's rounds, the sides interleaved, after a warm-up."""
+    seconds: Seconds = {name: [] for name in sides}
+    for turn in range(WARM_UP + repeats):
+        for name, one_round in sides.items():
+            started = time.perf_counter()
+            one_round()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def as_table(measured: dict[str, Seconds], clients: int) -> Table:
+    """Ratios first, then medians of milliseconds per round, then our clients per second."""
+    sides = list(next(iter(measured.values())))
+    others = [side for side in sides if not side.startswith("ours")]
+    table = Table(title=f"{clients} of {clients} clients, digits, batch 32, one local epoch")
+    table.add_column("model")
+    for name in [f"{o} / ours" for o in others] + [f"{s}, ms" for s in sides]:
+        table.add_column(name, justify="right")
+    table.add_column("our clients per second", justify="right")
+    for model, seconds in measured.items():
+        middle = {side: median(values) for side, values in seconds.items()}
+        ratios = [f"{middle[other] / middle['ours']:.1f}" for other in others]
+        times = [f"{1000 * middle[side]:.1f}" for side in sides]
+        table.add_row(model, *ratios, *times, f"{clients / middle['ours']:,.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
