@@ -33,7 +33,7 @@ class Stack:
         clients = len(next(iter(self.tensors.values())))
         finite = torch.ones(clients, dtype=torch.bool)
         for tensor in self.tensors.values():
-            finite &= tensor.isfinite().flatten(1).all(dim=1)
+            finite &= tensor.isfinite().reshape(clients, -1).all(dim=1)
         return [bool(value) for value in finite.tolist()]
 
     @cached_property
@@ -57,6 +57,12 @@ class CohortRecord(ArrayRecord):
         super().__init__()
         self.__dict__.update(stack=stack, row=row, filled=False)
 
+    def copy(self) -> ArrayRecord:  # type: ignore[override]
+        """A record of the same arrays; one that nobody has read stays a row of the stack."""
+        if not self.__dict__["filled"]:
+            return CohortRecord(self.__dict__["stack"], self.__dict__["row"])
+        return ArrayRecord(dict(self.items()))
+
     def _fill(self) -> None:
         if self.__dict__["filled"]:
             return
@@ -76,7 +82,7 @@ def _filling(method: Callable[..., Any]) -> Callable[..., Any]:
 
 _READERS = (
     "__contains__", "__delitem__", "__eq__", "__getitem__", "__iter__", "__len__", "__repr__",
-    "__setitem__", "copy", "items", "keys", "values",
+    "__setitem__", "items", "keys", "values",
 )  # fmt: skip
 for _name in _READERS:
     setattr(CohortRecord, _name, _filling(getattr(ArrayRecord, _name)))
@@ -91,14 +97,7 @@ def stack_of(record: ArrayRecord) -> tuple[Stack, int] | None:
 
 def detached(records: RecordDict) -> RecordDict:
     """Copies of the records that share their arrays: changing a record changes no other."""
-    return RecordDict(
-        {
-            key: CohortRecord(*stacked)
-            if isinstance(value, ArrayRecord) and (stacked := stack_of(value))
-            else value.copy()
-            for key, value in records.items()
-        }
-    )
+    return RecordDict({key: value.copy() for key, value in records.items()})
 
 
 def plain(records: RecordDict) -> RecordDict:

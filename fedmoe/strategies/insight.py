@@ -47,6 +47,8 @@ class InsightExchange(Local):
         self.client_of: dict[int, int] = {}
         self.new_insights: list[Insight] = []
         self._round = 0
+        self._node_of: dict[int, int] = {}
+        self._accepted: dict[int, Insight] = {}
 
     @property
     def memory(self) -> Memory:
@@ -58,7 +60,7 @@ class InsightExchange(Local):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask for an insight, and send along what the MetaLearner advises."""
-        self._round = server_round
+        self._round, self._accepted = server_round, {}
         config[words.WANTED_PAYLOADS] = ",".join(self.config.payloads)
         config[words.PROTOTYPE_MIN_COUNT] = self.config.prototype_min_count
         return super().configure_train(server_round, arrays, config, grid)
@@ -74,22 +76,23 @@ class InsightExchange(Local):
         return content
 
     def check_reply(self, reply: Message) -> None:
-        """Refuse a reply whose insight is malformed, stale, or somebody else's.
+        """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.
 
         Raises:
             ValueError: says what is wrong.
         """
+        if words.ARRAYS in reply.content:
+            raise ValueError("weights must not travel in insight exchange")
         insight = words.get_insight(reply.content)
         insight.check(self.task)
         node = reply.metadata.src_node_id
         if insight.round != self._round:
             raise ValueError(f"insight of round {insight.round} in round {self._round}")
-        claimed = self.client_of.get(node, insight.client_id)
-        holders = [n for n, client in self.client_of.items() if client == insight.client_id]
-        if claimed != insight.client_id or holders not in ([], [node]):
+        owner = self._node_of.setdefault(insight.client_id, node)
+        if owner != node or self.client_of.get(node, insight.client_id) != insight.client_id:
             raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
-        if words.ARRAYS in reply.content:
-            raise ValueError("weights must not travel in insight exchange")
+        self.client_of[node] = insight.client_id
+        self._accepted[node] = insight
 
     @override
     def aggregate_train(
@@ -97,12 +100,8 @@ class InsightExchange(Local):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the MetaLearner observe the round's insights."""
         good = [reply for reply in replies if self._is_good(reply)]
-        for reply in good:
-            client = words.get_insight(reply.content).client_id
-            self.client_of.setdefault(reply.metadata.src_node_id, client)
-        self.new_insights = sorted(
-            (words.get_insight(reply.content) for reply in good), key=lambda one: one.client_id
-        )
+        accepted = [self._accepted[reply.metadata.src_node_id] for reply in good]
+        self.new_insights = sorted(accepted, key=lambda one: one.client_id)
         summary = self.meta_learner.observe(server_round, self.new_insights)
         _LOG.debug("round %d: %s", server_round, summary)
         return super().aggregate_train(server_round, good)
@@ -111,6 +110,8 @@ class InsightExchange(Local):
         """Whether a reply may be learned from; also holds where no guard stands before us."""
         if reply.has_error():
             return False
+        if reply.metadata.src_node_id in self._accepted:
+            return True
         try:
             self.check_reply(reply)
         except ValueError as error:
@@ -130,4 +131,5 @@ class InsightExchange(Local):
         """Go back to a checkpoint."""
         self.memory.restore(arrays, values)
         self.client_of = {int(node): client for node, client in values["client_of"].items()}
+        self._node_of = {client: node for node, client in self.client_of.items()}
         self.meta_learner.restore(list(values["summaries"]))

@@ -1,17 +1,28 @@
 """A strategy's state, for checkpoints: its own account of it, or what can be seen from outside.
 
 Ours have `state()` and `restore()`. Flower's keep their server optimiser's moments in
-attributes: numbers, arrays, and dictionaries of arrays.
+attributes: numbers, arrays, and dictionaries, lists or records of arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fedmoe.messages.arrays import to_record
+
 Arrays = dict[str, NDArray[Any]]
+
+# An attribute's arrays are saved as `attribute/kind/key`; how each kind is put together again.
+_BUILD: dict[str, Callable[[Arrays], Any]] = {
+    "array": lambda arrays: arrays[""],
+    "dict": dict,
+    "list": lambda arrays: [arrays[str(index)] for index in range(len(arrays))],
+    "record": to_record,
+}
 
 
 def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
@@ -21,12 +32,11 @@ def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
         return arrays, values
     arrays, values = {}, {}
     for name, value in vars(strategy).items():
-        if isinstance(value, np.ndarray):
-            arrays[name] = value
-        elif isinstance(value, dict) and value and _all_arrays(value):
-            arrays |= {f"{name}/{key}": array for key, array in value.items()}
-        elif value is None or type(value) in (bool, int, float):
+        if value is None or type(value) in (bool, int, float):
             values[name] = value
+        elif seen := _arrays_of(value):
+            kind, group = seen
+            arrays |= {f"{name}/{kind}/{key}": array for key, array in group.items()}
     return arrays, values
 
 
@@ -39,16 +49,23 @@ def restore_strategy(
         return
     for name, value in values.items():
         setattr(strategy, name, value)
-    named: dict[str, Arrays] = {}
+    groups: dict[tuple[str, str], Arrays] = {}
     for path, array in arrays.items():
-        name, _, key = path.partition("/")
-        if key:
-            named.setdefault(name, {})[key] = array
-        else:
-            setattr(strategy, name, array)
-    for name, group in named.items():
-        setattr(strategy, name, group)
+        name, kind, key = path.split("/", maxsplit=2)
+        groups.setdefault((name, kind), {})[key] = array
+    for (name, kind), group in groups.items():
+        setattr(strategy, name, _BUILD[kind](group))
 
 
-def _all_arrays(value: dict[Any, Any]) -> bool:
-    return all(isinstance(one, np.ndarray) for one in value.values())
+def _arrays_of(value: object) -> tuple[str, Arrays] | None:
+    """An attribute's kind and its arrays by key; `None` if it is anything else."""
+    if isinstance(value, np.ndarray):
+        return "array", {"": value}
+    if isinstance(value, ArrayRecord):
+        return "record", {key: array.numpy() for key, array in value.items()}
+    kind = "dict" if isinstance(value, dict) else "list"
+    if isinstance(value, list):
+        value = {str(index): one for index, one in enumerate(value)}
+    if isinstance(value, dict) and all(isinstance(one, np.ndarray) for one in value.values()):
+        return kind, value
+    return None

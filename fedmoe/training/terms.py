@@ -71,7 +71,7 @@ class Proximal:
         total = step.weight.new_zeros(step.clients)
         for name, value in step.params.items():
             away = value - self.anchor[name][: step.clients]
-            total = total + away.square().flatten(1).sum(dim=1)
+            total = total + away.square().reshape(step.clients, -1).sum(dim=1)
         return self.mu / 2 * total
 
     def take(self, index: Tensor) -> "Proximal":
