@@ -20,6 +20,7 @@ from fedmoe.models.linear import Linear
 from fedmoe.training.cohort import Cohort, Prior, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.terms import Proximal, Rehearsal, Term
+from fedmoe.training.trust import prototype_trust
 
 
 def train_clients(experiment: Experiment, requests: Sequence[TrainRequest]) -> list[Update]:
@@ -47,7 +48,7 @@ def train_clients(experiment: Experiment, requests: Sequence[TrainRequest]) -> l
         epochs_C=np.full(len(clients), config.epochs, dtype=np.int64),
         lr_C=torch.full((len(clients),), config.learning_rate),
         optimizer_state=_optimizer_state(requests),
-        terms=_terms(experiment, requests, params),
+        terms=_terms(experiment, requests, params, rows_Cn, count_C),
         prior=_prior(experiment, requests, count_C),
     )
     trained = train_cohort(
@@ -148,7 +149,11 @@ def _keep(
 
 
 def _terms(
-    experiment: Experiment, requests: Sequence[TrainRequest], params: Parameters
+    experiment: Experiment,
+    requests: Sequence[TrainRequest],
+    params: Parameters,
+    rows_Cn: Ints,
+    count_C: Ints,
 ) -> list[Term]:
     terms: list[Term] = []
     if requests[0].proximal_mu:
@@ -156,12 +161,17 @@ def _terms(
     guidance = [request.guidance for request in requests]
     if guidance[0] is not None and guidance[0].prototypes is not None:
         shape = (experiment.data.task.num_outputs, experiment.data.task.num_features)
-        terms.append(
-            Rehearsal(
-                torch.from_numpy(_stack(guidance, "prototypes", shape)),
-                torch.from_numpy(_stack(guidance, "prototype_weight", shape[:1])),
-            )
+        prototypes_COD = torch.from_numpy(_stack(guidance, "prototypes", shape))
+        weight_CO = torch.from_numpy(_stack(guidance, "prototype_weight", shape[:1]))
+        rows = torch.from_numpy(rows_Cn)
+        trust_C = prototype_trust(
+            experiment.pool.x_ND[rows],
+            experiment.pool.y_N[rows],
+            torch.arange(rows.shape[1]) < torch.from_numpy(count_C)[:, None],
+            prototypes_COD,
+            weight_CO > 0,
         )
+        terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
 
 
