@@ -1,28 +1,22 @@
 """A strategy's state, for checkpoints: its own account of it, or what can be seen from outside.
 
-Ours have `state()` and `restore()`. Flower's keep their server optimiser's moments in
-attributes: numbers, arrays, and dictionaries, lists or records of arrays.
+A strategy may have `state()` and `restore()`, as `InsightExchange` does. Of any other, Flower's
+own included, the attributes are kept that hold numbers, arrays, tensors, or dictionaries of
+arrays or tensors: that is where server optimisers have their moments.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+import torch
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
-
-from fedmoe.messages.arrays import to_record
+from torch import Tensor
 
 Arrays = dict[str, NDArray[Any]]
 
-# An attribute's arrays are saved as `attribute/kind/key`; how each kind is put together again.
-_BUILD: dict[str, Callable[[Arrays], Any]] = {
-    "array": lambda arrays: arrays[""],
-    "dict": dict,
-    "list": lambda arrays: [arrays[str(index)] for index in range(len(arrays))],
-    "record": to_record,
-}
+_TENSORS = "tensors"  # which attributes were tensors, and must be again
 
 
 def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
@@ -30,14 +24,18 @@ def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
     if hasattr(strategy, "state"):
         arrays, values = strategy.state()
         return arrays, values
-    arrays, values = {}, {}
+    arrays, values, tensors = {}, {}, []
     for name, value in vars(strategy).items():
         if value is None or type(value) in (bool, int, float):
             values[name] = value
-        elif seen := _arrays_of(value):
-            kind, group = seen
-            arrays |= {f"{name}/{kind}/{key}": array for key, array in group.items()}
-    return arrays, values
+            continue
+        named = value if isinstance(value, dict) else {"": value}
+        if not named or not all(isinstance(one, np.ndarray | Tensor) for one in named.values()):
+            continue
+        if all(isinstance(one, Tensor) for one in named.values()):
+            tensors.append(name)
+        arrays |= {f"{name}/{key}": np.asarray(one) for key, one in named.items()}
+    return arrays, {"values": values, _TENSORS: tensors}
 
 
 def restore_strategy(
@@ -47,25 +45,13 @@ def restore_strategy(
     if hasattr(strategy, "restore"):
         strategy.restore(arrays, values)
         return
-    for name, value in values.items():
+    for name, value in values["values"].items():
         setattr(strategy, name, value)
-    groups: dict[tuple[str, str], Arrays] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for path, array in arrays.items():
-        name, kind, key = path.split("/", maxsplit=2)
-        groups.setdefault((name, kind), {})[key] = array
-    for (name, kind), group in groups.items():
-        setattr(strategy, name, _BUILD[kind](group))
-
-
-def _arrays_of(value: object) -> tuple[str, Arrays] | None:
-    """An attribute's kind and its arrays by key; `None` if it is anything else."""
-    if isinstance(value, np.ndarray):
-        return "array", {"": value}
-    if isinstance(value, ArrayRecord):
-        return "record", {key: array.numpy() for key, array in value.items()}
-    kind = "dict" if isinstance(value, dict) else "list"
-    if isinstance(value, list):
-        value = {str(index): one for index, one in enumerate(value)}
-    if isinstance(value, dict) and all(isinstance(one, np.ndarray) for one in value.values()):
-        return kind, value
-    return None
+        name, _, key = path.partition("/")
+        groups.setdefault(name, {})[key] = (
+            torch.from_numpy(array) if name in values[_TENSORS] else array
+        )
+    for name, group in groups.items():
+        setattr(strategy, name, group.get("", group))
