@@ -7,17 +7,17 @@ epoch, SGD) and averages their weights:
 
 - ours: the whole in-process path of a round: strategy, grid, guard, aggregation, records;
 - loop: `FedMoEClient.fit`, client after client, and a plain NumPy average;
-- torch: the same loop with a textbook client, `torch.optim.SGD` on an `nn.Module`, without the
-  router's balance loss;
+- torch: the same loop over a textbook client (`nn.Module`, `torch.optim.SGD`, no balance loss);
 - flower: stock FedAvg and our client app on Flower's own Ray simulation (`fedmoe[ray]`).
 
-The sides take turns, one round each, and medians are compared: ratios hold where the times of a
-shared machine do not. One intra-op thread per process.
+The sides take turns, one round each: ratios of medians hold where a shared machine's times do
+not. One intra-op thread per process.
 """
 
 import argparse
 import copy
 import importlib.util
+import logging
 import os
 import tempfile
 import time
@@ -25,11 +25,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 os.environ |= {  # Flower and Ray phone home by default
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns
 }
 
 import numpy as np
@@ -70,37 +73,32 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--flower", action="store_true", help="Flower's Ray simulation as well")
     options = parser.parse_args(words)
     console = Console()
-    with_flower = options.flower
-    if with_flower and importlib.util.find_spec("ray") is None:
-        console.print("no column for Flower's simulation: pip install 'fedmoe[ray]'", markup=False)
-        with_flower = False
+    with_flower = options.flower and importlib.util.find_spec("ray") is not None
+    if options.flower and not with_flower:
+        console.print("Flower's simulation is left out: pip install 'fedmoe[ray]'", markup=False)
     torch.set_num_threads(1)
-    measure = measure_with_flower if with_flower else measure_alone
-    table = {}
+    seconds = {}
     for model in options.models:
-        with console.status(f"{model}: {options.repeats} rounds of each side"):
-            table[model] = measure(experiment_for(model, options.clients), options.repeats)
-    console.print(as_table(table, options.clients))
+        experiment = experiment_for(model, options.clients)
+        if with_flower:
+            seconds[model] = measure_with_flower(experiment, options.repeats)
+        else:
+            seconds[model] = take_turns(sides_here(experiment), options.repeats)
+    console.print(as_table(seconds, options.clients))
 
 
 def experiment_for(model: str, clients: int) -> Experiment:
     """The work that every side does."""
-    config = load_config(
-        [
-            "data=digits", "partition=dirichlet", "partition.alpha=0.5",
-            f"partition.num_clients={clients}", "partition.min_samples=3", f"model={model}",
-            "strategy=fedavg", "training=sgd", "training.epochs=1", "training.batch_size=32",
-            "training.learning_rate=0.05", "training.momentum=0", "training.num_threads=1",
-            f"rounds={ENDLESS}",
-        ]
-    )  # fmt: skip
-    return load_experiment(to_json(config))
+    words = (
+        f"data=digits partition=dirichlet partition.alpha=0.5 partition.num_clients={clients} "
+        f"partition.min_samples=3 model={model} strategy=fedavg training=sgd training.epochs=1 "
+        "training.batch_size=32 training.learning_rate=0.05 training.momentum=0 "
+        f"training.num_threads=1 rounds={ENDLESS}"
+    )
+    return load_experiment(to_json(load_config(words.split())))
 
 
-# --------------------------------------------------------------------------- the sides
-
-
-class RoundIsOver(Exception):
+class RoundIsOver(Exception):  # noqa: N818 - it is none
     """Leaves the endless round loop after one round."""
 
 
@@ -110,7 +108,7 @@ def ours(experiment: Experiment, evaluate_every: int) -> Round:
 
     def on_round(record: RoundRecord) -> None:
         if record.metrics["train"]["failures"]:
-            raise RuntimeError(f"a client failed: {record.clients}")
+            raise RuntimeError("a client failed")
         raise RoundIsOver
 
     grid = InProcessGrid(to_json(experiment.config), experiment.data.num_clients)
@@ -164,10 +162,10 @@ class TextbookClient(NumPyClient):
             for parameter, value in zip(self.model.parameters(), parameters, strict=True):
                 parameter.copy_(torch.from_numpy(value))
         optimizer = torch.optim.SGD(self.model.parameters(), lr=self.config.learning_rate)
-        for batch in torch.randperm(len(self.y)).split(self.config.batch_size):
+        for batch in torch.split(torch.randperm(len(self.y)), self.config.batch_size):
             optimizer.zero_grad()
             loss = functional.cross_entropy(as_output(self.model(self.x[batch])).y, self.y[batch])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         # Copies, since a module that is trained in place keeps its memory.
         arrays = [p.detach().numpy().copy() for p in self.model.parameters()]
@@ -176,7 +174,8 @@ class TextbookClient(NumPyClient):
 
 def flowers(experiment: Experiment, grid: Grid) -> Round:
     """Stock FedAvg over Flower's grid, as its own `start` goes through a round."""
-    strategy = stock.FedAvg(fraction_evaluate=0.0)
+    everyone = experiment.data.num_clients
+    strategy = stock.FedAvg(fraction_evaluate=0.0, min_available_nodes=everyone)
     arrays: ArrayRecord = to_record(experiment.initial)
     number = 0
 
@@ -193,16 +192,8 @@ def flowers(experiment: Experiment, grid: Grid) -> Round:
     return one_round
 
 
-# ------------------------------------------------------------------------- measurement
-
-
-def measure_alone(experiment: Experiment, repeats: int) -> Seconds:
+def sides_here(experiment: Experiment) -> dict[str, Round]:
     """The sides that need nothing but this process."""
-    return take_turns(our_sides(experiment), repeats)
-
-
-def our_sides(experiment: Experiment) -> dict[str, Round]:
-    """Each side's way of doing one round."""
     initial = [value.numpy() for value in experiment.initial.values()]
     everyone = range(experiment.data.num_clients)
     return {
@@ -217,27 +208,26 @@ def measure_with_flower(experiment: Experiment, repeats: int) -> Seconds:
     """All sides in turn, from inside the server app of a simulation of Flower's."""
     from flwr.simulation import run_simulation
 
-    os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="fedmoe-benchmark-")
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # deprecated, and two lines per round
     server, client, seconds = ServerApp(), ClientApp(), Seconds()
-    config_json = to_json(experiment.config)
+    run_config: dict[str, Any] = {"config": to_json(experiment.config), "overrides": ""}
+    backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
 
     @server.main()
     def run(grid: Grid, context: Context) -> None:
         del context
-        while len(list(grid.get_node_ids())) < experiment.data.num_clients:
-            time.sleep(0.1)
-        sides = {**our_sides(experiment), "flower": flowers(experiment, grid)}
+        sides = {**sides_here(experiment), "flower": flowers(experiment, grid)}
         seconds.update(take_turns(sides, repeats))
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
         from fedmoe.client_app import train as answer_train
 
-        context.run_config = {"config": config_json, "overrides": ""}
-        return answer_train(message, context)
+        return answer_train(message, replace(context, run_config=run_config))
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, client, experiment.data.num_clients, backend_config=resources)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="fedmoe-benchmark-") as home:
+        os.environ["FLWR_HOME"] = home
+        run_simulation(server, client, experiment.data.num_clients, backend_config=backend)
     return seconds
 
 
@@ -254,19 +244,26 @@ def take_turns(sides: dict[str, Round], repeats: int) -> Seconds:
 
 
 def as_table(measured: dict[str, Seconds], clients: int) -> Table:
-    """Ratios first, then medians of milliseconds per round, then our clients per second."""
-    sides = list(next(iter(measured.values())))
-    others = [side for side in sides if not side.startswith("ours")]
+    """Ratios first, then medians of milliseconds per round and of clients per second."""
+    middle = {
+        model: {side: median(values) for side, values in seconds.items()}
+        for model, seconds in measured.items()
+    }
+    sides = list(next(iter(middle.values())))
     table = Table(title=f"{clients} of {clients} clients, digits, batch 32, one local epoch")
-    table.add_column("model")
-    for name in [f"{o} / ours" for o in others] + [f"{s}, ms" for s in sides]:
-        table.add_column(name, justify="right")
-    table.add_column("our clients per second", justify="right")
-    for model, seconds in measured.items():
-        middle = {side: median(values) for side, values in seconds.items()}
-        ratios = [f"{middle[other] / middle['ours']:.1f}" for other in others]
-        times = [f"{1000 * middle[side]:.1f}" for side in sides]
-        table.add_row(model, *ratios, *times, f"{clients / middle['ours']:,.0f}")
+    table.add_column("medians")
+    for model in middle:
+        table.add_column(model, justify="right")
+    for side in sides:
+        if not side.startswith("ours"):
+            ratios = [f"{times[side] / times['ours']:.1f}" for times in middle.values()]
+            table.add_row(f"{side} / ours", *ratios)
+    table.add_section()
+    for side in sides:
+        table.add_row(f"{side}, ms", *[f"{1000 * times[side]:.1f}" for times in middle.values()])
+    table.add_section()
+    rates = [f"{clients / times['ours']:,.0f}" for times in middle.values()]
+    table.add_row("ours, client updates per second", *rates)
     return table
 
 

@@ -1,10 +1,12 @@
 """The Flower ClientApp, for `flwr run` and SuperNodes: one message, one client."""
 
-from flwr.app import Context, Message
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmoe.app_config import resolve
-from fedmoe.clients import answer
+from fedmoe.clients import answer, load_experiment
+from fedmoe.messages import words
 from fedmoe.messages.arrays import plain
 
 app = ClientApp()
@@ -12,10 +14,18 @@ app = ClientApp()
 
 def _answer_one(message: Message, context: Context) -> Message:
     """Answer by the same path as a simulated cohort, in records that Flower can serialise."""
-    num_clients = int(context.node_config["num-partitions"])
-    context.run_config["config"] = resolve(context, num_clients)
-    reply = answer([message], [context])[0]
-    context.state = plain(context.state)
+    config_json = resolve(context, int(context.node_config["num-partitions"]))
+    torch.set_num_threads(load_experiment(config_json).config.training.num_threads)
+    # In a context of our own: Flower fails a client whose run config has changed.
+    own = Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=context.node_config,
+        state=context.state,
+        run_config={"config": config_json},
+    )
+    reply = answer([message], [own])[0]
+    context.state = plain(own.state)
     if reply.has_content():
         reply.content = plain(reply.content)
     return reply
@@ -31,3 +41,11 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate on this node's data."""
     return _answer_one(message, context)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say which partition this node holds: Flower's node ids are new in every run."""
+    partition = int(context.node_config[words.PARTITION_ID])
+    record = MetricRecord({words.PARTITION_ID: partition})
+    return Message(RecordDict({words.METRICS: record}), reply_to=message)

@@ -14,7 +14,6 @@ from flwr.app import (
     Error,
     Message,
     MessageType,
-    MetricRecord,
     RecordDict,
 )
 
@@ -22,6 +21,7 @@ from fedmoe.clients.experiment import Experiment, load_experiment
 from fedmoe.clients.local import evaluate_clients, train_clients
 from fedmoe.clients.requests import EvaluateRequest, TrainRequest, Update
 from fedmoe.messages import words
+from fedmoe.messages.seams import unchecked_metrics, unchecked_records
 
 _LOG = logging.getLogger("fedmoe.clients.answer")
 _CLIENT_FAILED = 2  # Flower's code for a client app that raised
@@ -64,7 +64,7 @@ def _read(message: Message, context: Context) -> Request:
         ValueError: the message is of an unknown kind or malformed.
     """
     content, state = message.content, context.state
-    client = int(context.node_config["partition-id"])
+    client = int(context.node_config[words.PARTITION_ID])
     arrays = content.get(words.ARRAYS)
     if arrays is not None and not isinstance(arrays, ArrayRecord):
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
@@ -117,15 +117,17 @@ def _as_cohort(experiment: Experiment, requests: Sequence[Request]) -> list[Reco
         return [_train_reply(u, r) for u, r in zip(updates, training, strict=True)]
     evaluating = [request for request in requests if isinstance(request, EvaluateRequest)]
     scores = evaluate_clients(experiment, evaluating)
-    return [RecordDict({words.METRICS: MetricRecord(dict(score))}) for score in scores]
+    return [unchecked_records({words.METRICS: unchecked_metrics(score)}) for score in scores]
 
 
 def _train_reply(update: Update, request: TrainRequest) -> RecordDict:
-    content = RecordDict()
-    if request.arrays is not None:
-        content[words.ARRAYS] = update.arrays
-    content[words.METRICS] = MetricRecord(
+    metrics = unchecked_metrics(
         {words.NUM_EXAMPLES: update.num_examples, words.LOSS: update.final_loss}
+    )
+    content = unchecked_records(
+        {words.METRICS: metrics}
+        if request.arrays is None
+        else {words.ARRAYS: update.arrays, words.METRICS: metrics}
     )
     if update.insight is not None:
         words.put_insight(content, update.insight)

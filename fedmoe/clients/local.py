@@ -124,7 +124,8 @@ def _starting_parameters(
     received = {name: p.shape[1:] for name, p in params.items()}
     if received != expected:
         raise ValueError(f"the received model has shapes {received}, expected {expected}")
-    return params
+    # Flower's FedOpt family sends float64 for a float32 model.
+    return {name: p.to(experiment.initial[name].dtype) for name, p in params.items()}
 
 
 def _own_model(request: TrainRequest | EvaluateRequest, initial: ArrayRecord) -> ArrayRecord:

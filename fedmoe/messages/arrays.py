@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmoe.messages.seams import RecordType, unchecked_records
 from fedmoe.models.base import Parameters
 
 
@@ -97,7 +98,7 @@ def stack_of(record: ArrayRecord) -> tuple[Stack, int] | None:
 
 def detached(records: RecordDict) -> RecordDict:
     """Copies of the records that share their arrays: changing a record changes no other."""
-    return RecordDict({key: value.copy() for key, value in records.items()})
+    return unchecked_records({key: value.copy() for key, value in records.items()})
 
 
 def plain(records: RecordDict) -> RecordDict:
@@ -179,19 +180,16 @@ def header_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 def content_bytes(records: RecordDict) -> int:
     """Bytes of a message's content: arrays as serialised, numbers and words with their keys."""
-    total = 0
-    for record in records.values():
-        stacked = stack_of(record) if isinstance(record, ArrayRecord) else None
+    return sum(record_bytes(record) for record in records.values())
+
+
+def record_bytes(record: RecordType) -> int:
+    """Bytes of one record."""
+    if isinstance(record, ArrayRecord):
+        stacked = stack_of(record)
         if stacked is not None:
-            total += stacked[0].bytes_per_client
-        elif isinstance(record, ArrayRecord):
-            total += sum(len(array.data) for array in record.values())
-        else:
-            total += _plain_bytes(record)
-    return total
-
-
-def _plain_bytes(record: MetricRecord | ConfigRecord) -> int:
+            return stacked[0].bytes_per_client
+        return sum(len(array.data) for array in record.values())
     total = 0
     for key, value in record.items():
         values = value if isinstance(value, list) else [value]

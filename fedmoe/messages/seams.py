@@ -4,10 +4,14 @@ Each seam has a contract test in `tests/unit/messages/test_seams.py`; `flwr` is 
 minor version because of them.
 """
 
-from flwr.app import Message, RecordDict
+from collections.abc import Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_to_proto
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+RecordType = ArrayRecord | MetricRecord | ConfigRecord
 
 SERVER_NODE_ID = 1  # Flower gives the server app of a run this node id
 
@@ -33,6 +37,20 @@ def set_message_id(message: Message, message_id: str) -> None:
 def with_content(message: Message, content: RecordDict) -> Message:
     """The same message with other content: its metadata, so its sender and number, stay."""
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def unchecked_records(records: Mapping[str, RecordType]) -> RecordDict:
+    """A `RecordDict` of records that need no type check: 0.5 instead of 7 microseconds."""
+    made = RecordDict()
+    made.__dict__["_data"].update(records)
+    return made
+
+
+def unchecked_metrics(metrics: Mapping[str, int | float]) -> MetricRecord:
+    """A `MetricRecord` of plain numbers that need no type check."""
+    made = MetricRecord()
+    made.__dict__["_data"].update(metrics)
+    return made
 
 
 def empty_run(run_id: int) -> Run:

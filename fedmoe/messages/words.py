@@ -18,6 +18,7 @@ PAYLOAD = "payload"
 GUIDANCE = "guidance"
 
 NUM_EXAMPLES = "num-examples"
+PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"

@@ -28,6 +28,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedmoe.errors import RunError
 from fedmoe.messages import words
 from fedmoe.messages.arrays import gather, to_record
+from fedmoe.messages.seams import unchecked_records
 
 # Flower's defaults ask for two nodes; a federation of one is a fair control.
 ONE_IS_ENOUGH = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -50,12 +51,13 @@ class StackedFedAvg(FedAvg):
     def sample(self, server_round: int, grid: Grid) -> list[int]:
         """The nodes that train in a round: `fraction_train` of those connected, at least one.
 
-        Nodes are ordered by id first, since Flower lists them in any order.
+        They are drawn from the grid's own order; our grids list nodes by client, so that the
+        same clients are asked whatever ids Flower has given their nodes.
 
         Raises:
             RunError: no node is connected.
         """
-        nodes = sorted(grid.get_node_ids())
+        nodes = list(grid.get_node_ids())
         if not nodes:
             raise RunError("no client is connected")
         count = max(1, self.min_train_nodes, int(len(nodes) * self.fraction_train))
@@ -84,7 +86,9 @@ class StackedFedAvg(FedAvg):
     def train_content(self, node: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         """What one node is sent; override this to send each client something else."""
         del node
-        return RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config.copy()})
+        return unchecked_records(
+            {self.arrayrecord_key: arrays, self.configrecord_key: config.copy()}
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -96,11 +100,11 @@ class StackedFedAvg(FedAvg):
         records = {self.arrayrecord_key: arrays} if self.has_global_model else {}
         return [
             Message(
-                content=RecordDict({**records, self.configrecord_key: config.copy()}),
+                content=unchecked_records({**records, self.configrecord_key: config.copy()}),
                 message_type=MessageType.EVALUATE,
                 dst_node_id=node,
             )
-            for node in sorted(grid.get_node_ids())
+            for node in grid.get_node_ids()
         ]
 
     def aggregate_train(

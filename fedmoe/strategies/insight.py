@@ -61,6 +61,7 @@ class InsightExchange(Local):
     ) -> Iterable[Message]:
         """Ask for an insight, and send along what the MetaLearner advises."""
         self._round, self._accepted = server_round, {}
+        self._forget_lost_nodes(set(grid.get_node_ids()))
         config[words.WANTED_PAYLOADS] = ",".join(self.config.payloads)
         config[words.PROTOTYPE_MIN_COUNT] = self.config.prototype_min_count
         return super().configure_train(server_round, arrays, config, grid)
@@ -74,6 +75,11 @@ class InsightExchange(Local):
         if record is not None:
             content[words.GUIDANCE] = record
         return content
+
+    def _forget_lost_nodes(self, connected: set[int]) -> None:
+        """A client whose node is gone may come back as another node, after a restart."""
+        self.client_of = {n: client for n, client in self.client_of.items() if n in connected}
+        self._node_of = {client: node for node, client in self.client_of.items()}
 
     def check_reply(self, reply: Message) -> None:
         """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.
@@ -131,5 +137,4 @@ class InsightExchange(Local):
         """Go back to a checkpoint."""
         self.memory.restore(arrays, values)
         self.client_of = {int(node): client for node, client in values["client_of"].items()}
-        self._node_of = {client: node for node, client in self.client_of.items()}
         self.meta_learner.restore(list(values["summaries"]))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from fedmoe.messages import seams
@@ -52,3 +52,12 @@ def test_wire_bytes_are_what_flower_parses() -> None:
 
 def test_run_information_is_empty_but_numbered() -> None:
     assert seams.empty_run(3).run_id == 3
+
+
+def test_unchecked_records_equal_checked_ones() -> None:
+    config, metrics = ConfigRecord({"a": 1}), MetricRecord({"loss": 0.5, "num-examples": 3})
+    unchecked = seams.unchecked_records({"config": config, "metrics": metrics})
+    assert unchecked == RecordDict({"config": config, "metrics": metrics})
+    assert seams.unchecked_metrics({"loss": 0.5, "num-examples": 3}) == metrics
+    unchecked["config"] = ConfigRecord({"b": 2})  # and they can be changed like others
+    assert unchecked.config_records["config"] == {"b": 2}
