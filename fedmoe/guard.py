@@ -37,6 +37,11 @@ class Inspection:
     failures: dict[int, str] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
 
+    def drop_failures(self) -> None:
+        """Forget the replies of nodes that turned out to be failures."""
+        self.good = [r for r in self.good if r.metadata.src_node_id not in self.failures]
+        self.bytes_up = {n: size for n, size in self.bytes_up.items() if n not in self.failures}
+
 
 class ReplyGuard:
     """Checks keys, shapes, dtypes, finiteness, counts and bytes of replies.
@@ -71,8 +76,9 @@ class ReplyGuard:
             result.bytes_up[node] = size
         for node in asked.keys() - seen:
             result.failures[node] = "no reply before the deadline"
-        result.good = [r for r in result.good if r.metadata.src_node_id not in result.failures]
-        self._refuse_odd_metrics(result)
+        result.drop_failures()
+        _refuse_odd_contents(result)
+        result.drop_failures()
         return result
 
     def _check(self, reply: Message, request: Message, expected: "_Expected") -> int:
@@ -92,7 +98,8 @@ class ReplyGuard:
             if key == words.ARRAYS and not isinstance(sent_arrays, ArrayRecord):
                 raise ReplyError("weights were not asked for")
             check_arrays(key, record, expected.signature(sent_arrays, key))
-        if isinstance(sent_arrays, ArrayRecord) and words.ARRAYS not in content:
+        arrays = content.get(words.ARRAYS)
+        if isinstance(sent_arrays, ArrayRecord) and not isinstance(arrays, ArrayRecord):
             raise ReplyError("the reply has no arrays")
         if training and self._own_check is not None:
             self._own_check(reply)
@@ -102,10 +109,12 @@ class ReplyGuard:
         metrics = content.get(words.METRICS)
         if not isinstance(metrics, MetricRecord):
             raise ReplyError("the reply has no metrics")
-        examples = metrics.get(words.NUM_EXAMPLES)
-        most = self.config.max_examples
-        if not isinstance(examples, int) or not minimum <= examples <= most:
-            raise ReplyError(f"num-examples={examples}: must be a whole number {minimum}..{most}")
+        self._check_count(words.NUM_EXAMPLES, metrics.get(words.NUM_EXAMPLES), minimum)
+        for name, value in metrics.items():
+            if isinstance(value, list):
+                raise ReplyError(f"metric {name}: must be one number, got a list")
+            if name.endswith(words.NUM_EXAMPLES):  # scores are weighted by these
+                self._check_count(name, value, 0)
         for record in content.values():
             if isinstance(record, MetricRecord):
                 for name, value in record.items():
@@ -113,18 +122,38 @@ class ReplyGuard:
                     if not all(math.isfinite(v) for v in values):
                         raise ReplyError(f"metric {name}={value}: must be finite")
 
-    def _refuse_odd_metrics(self, result: Inspection) -> None:
-        """Strategies average metrics by name, so all replies must have the same names."""
-        names = [frozenset(reply.content[words.METRICS]) for reply in result.good]
-        if len(set(names)) <= 1:
-            return
-        usual = Counter(names).most_common(1)[0][0]
-        for reply, own in zip(result.good, names, strict=True):
-            if own != usual:
-                odd = ", ".join(sorted(own ^ usual))
-                node = reply.metadata.src_node_id
-                result.failures[node] = f"metrics differ from the other replies': {odd}"
-        result.good = [r for r in result.good if r.metadata.src_node_id not in result.failures]
+    def _check_count(self, name: str, value: object, least: int) -> None:
+        most = self.config.max_examples
+        if type(value) is not int or not least <= value <= most:  # True would pass isinstance
+            raise ReplyError(f"{name}={value}: must be a whole number {least}..{most}")
+
+
+def _refuse_odd_contents(result: Inspection) -> None:
+    """All replies must hold the same records and metrics.
+
+    Strategies average metrics by name, and Flower's own refuse the whole round if one reply has
+    a record more than the others.
+    """
+    labels = [_labels(reply.content) for reply in result.good]
+    if len(set(labels)) <= 1:
+        return
+    usual = Counter(labels).most_common(1)[0][0]
+    for reply, own in zip(result.good, labels, strict=True):
+        if own != usual:
+            odd = ReplyError(f"differs from the other replies in {', '.join(sorted(own ^ usual))}")
+            result.failures[reply.metadata.src_node_id] = _one_line(odd)
+
+
+def _labels(content: RecordDict) -> frozenset[str]:
+    """What a reply holds: its records, and the names of its metrics."""
+    records = {f"{key} ({_record_kind(record)})" for key, record in content.items()}
+    return frozenset(records.union(content[words.METRICS]))
+
+
+def _record_kind(record: object) -> str:
+    if isinstance(record, ArrayRecord):
+        return "arrays"
+    return "metrics" if isinstance(record, MetricRecord) else "config"
 
 
 class _Expected:
@@ -200,4 +229,5 @@ def _kind(signature: tuple[tuple[int, ...], str]) -> str:
 def _one_line(error: Exception) -> str:
     """A reason fit for a log line, whatever a client wrote into it."""
     text = str(error) if isinstance(error, ReplyError | ValueError) else repr(error)
-    return " ".join(text.split())[:_REASON_LENGTH] or type(error).__name__
+    safe = "".join(c if c.isprintable() else " " for c in text[: 10 * _REASON_LENGTH])
+    return " ".join(safe.split())[:_REASON_LENGTH] or type(error).__name__

@@ -18,13 +18,15 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.errors import RunError
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
-from fedmoe.messages.arrays import content_bytes, to_record
+from fedmoe.messages.arrays import record_bytes, to_record
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
 from fedmoe.strategies.sampling import seeded_random
 
 _LOG = logging.getLogger("fedmoe.rounds.RoundLoop")
+# What strategies raise on replies that they cannot merge; anything else is a defect of theirs.
+_CANNOT_MERGE = (AppExitException, ValueError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +88,16 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
+        status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
                 _LOG.info("stopping after round %d: %s", self.standing.round, reason)
-                return f"stopped: {reason}"
+                status = f"stopped: {reason}"
+                break
             self.on_round(self._one_round(self.standing.round + 1))
         if not self.standing.valid_rounds:
             raise RunError("every round was void: no strategy step was ever made")
-        return "completed"
+        return status
 
     def _one_round(self, number: int) -> RoundRecord:
         started = time.perf_counter()
@@ -102,10 +106,7 @@ class RoundLoop:
         bytes_down = sum(trained.bytes_down.values())
         validation = test = None
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
-            evaluated = self._exchange(number, evaluate=True)
-            self.strategy.aggregate_evaluate(number, evaluated.inspection.good)
-            for node, reason in evaluated.inspection.failures.items():
-                _LOG.warning("client %s did not evaluate: %s", self.client_of(node), reason)
+            evaluated = self._evaluate(number)
             validation = federation_scores(evaluated.inspection.good, "validation")
             test = federation_scores(evaluated.inspection.good, "test")
             bytes_up += sum(evaluated.inspection.bytes_up.values())
@@ -144,13 +145,27 @@ class RoundLoop:
             return phase, None, True
         try:
             arrays, metrics = self.strategy.aggregate_train(number, good)
-        except (AppExitException, ValueError) as error:
+        except _CANNOT_MERGE as error:
             _LOG.warning("round %d is void: %s", number, error)
+            return phase, None, True
+        if arrays is None and metrics is None:  # how Flower's strategies skip a step
+            _LOG.warning("round %d is void: the strategy made nothing of the replies", number)
             return phase, None, True
         if arrays is not None:
             self.standing.arrays = same_dtypes(arrays, self.standing.arrays)
         self.standing.valid_rounds += 1
         return phase, metrics, False
+
+    def _evaluate(self, number: int) -> _Phase:
+        """Let the clients evaluate, and the strategy see the results: scores are not its own."""
+        phase = self._exchange(number, evaluate=True)
+        for node, reason in phase.inspection.failures.items():
+            _LOG.warning("client %s did not evaluate: %s", self.client_of(node), reason)
+        try:
+            self.strategy.aggregate_evaluate(number, phase.inspection.good)
+        except _CANNOT_MERGE as error:
+            _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
+        return phase
 
     def _exchange(self, number: int, *, evaluate: bool) -> _Phase:
         """Configure, send, receive, inspect."""
@@ -197,13 +212,17 @@ def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
 
 
 def _sizes(sent: Sequence[Message]) -> dict[int, int]:
-    """Bytes sent to each node; a record that many share is measured once."""
-    known: dict[tuple[int, ...], int] = {}
+    """Bytes sent to each node; arrays that many share are measured once."""
+    known: dict[int, int] = {}
     sizes = {}
     for message in sent:
-        arrays = [id(r) for r in message.content.values() if isinstance(r, ArrayRecord)]
-        key = (id(message.content), *arrays)
-        if key not in known:
-            known[key] = content_bytes(message.content)
-        sizes[message.metadata.dst_node_id] = known[key]
+        total = 0
+        for record in message.content.values():
+            if not isinstance(record, ArrayRecord):
+                total += record_bytes(record)
+                continue
+            if id(record) not in known:
+                known[id(record)] = record_bytes(record)
+            total += known[id(record)]
+        sizes[message.metadata.dst_node_id] = total
     return sizes

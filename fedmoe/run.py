@@ -157,9 +157,9 @@ class FederationRun:
         for path, array in checkpoint.arrays.items():
             group, _, name = path.partition("/")
             groups[group][name] = array
-        self.standing = Standing.from_json(
-            to_record(groups["global"]), checkpoint.state["standing"]
-        )
+        # The stopping rule may change when a run is continued.
+        values = checkpoint.state["standing"] | {"min_delta": self.config.stopping.min_delta}
+        self.standing = Standing.from_json(to_record(groups["global"]), values)
         restore_strategy(self.strategy, groups["strategy"], checkpoint.state["strategy"])
         if self.clients is not None:
             self.clients.restore(groups["clients"])

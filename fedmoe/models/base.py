@@ -75,23 +75,20 @@ def stacked_forward(model: nn.Module) -> Forward:
     # Imported here: the first use of torch.func loads parts that built-in models do without.
     from torch.func import functional_call, vmap
 
-    def one_client(params: Parameters, x: Tensor) -> ModelOutput:
-        return as_output(functional_call(model, params, (x,)))
+    def one_client(params: Parameters, x: Tensor) -> dict[str, Tensor]:
+        output = as_output(functional_call(model, params, (x,)))
+        # Only the parts that there are: vmap cannot return `None`.
+        return {name: part for name, part in output._asdict().items() if part is not None}
 
     # Dropout draws differently for each client, as it would one by one.
     stacked = vmap(one_client, randomness="different")
 
     def forward(params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
         if len(x) > 1:
-            return stacked(dict(params), x)
+            return ModelOutput(**stacked(dict(params), x))
         # A single client needs no vmap, so a module that vmap cannot take runs one by one.
-        output = one_client({name: p[0] for name, p in params.items()}, x[0])
-        return ModelOutput(
-            output.y[None],
-            output.features[None],
-            None if output.gate_probs is None else output.gate_probs[None],
-            None if output.gate_chosen is None else output.gate_chosen[None],
-        )
+        parts = one_client({name: p[0] for name, p in params.items()}, x[0])
+        return ModelOutput(**{name: part[None] for name, part in parts.items()})
 
     return forward
 

@@ -50,7 +50,7 @@ def save_checkpoint(
     Args:
         directory: the run directory.
         round: the round just finished.
-        arrays: by name, of any shape; float, int and bool dtypes come back bit for bit.
+        arrays: by name, of any shape; float, int and bool dtypes come back bit for bit, in order.
         state: plain JSON values with text keys; NaN and the infinities are kept as they are.
 
     Raises:
@@ -65,6 +65,7 @@ def save_checkpoint(
     manifest = {
         "round": round,
         "arrays": f"{stem}.safetensors",
+        "names": list(arrays),
         "sha256": hashlib.sha256(content).hexdigest(),
         "state": state,
     }
@@ -121,10 +122,10 @@ def _load(manifest: Path) -> Checkpoint:
         content = (manifest.parent / values["arrays"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != values["sha256"]:
             raise ValueError(f"{values['arrays']} has another digest than was recorded")
+        loaded = load(content)
+        # safetensors sorts by dtype and name; sums over names come out alike in their own order.
         # The arrays are views of their buffers, whose mutability safetensors does not promise.
-        arrays = {
-            name: np.require(array, requirements="W") for name, array in load(content).items()
-        }
+        arrays = {name: np.require(loaded[name], requirements="W") for name in values["names"]}
         return Checkpoint(values["round"], arrays, values["state"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error

@@ -62,9 +62,10 @@ class Prior:
     def pull(self, params: Parameters, lr_A: Tensor) -> None:
         """Apply the proximal step in place to the first A clients."""
         strength_A = lr_A * self.precision_C[: len(lr_A)]
+        share_A = 1 / (1 + 1 / strength_A)  # s / (1 + s), but 1 where s overflows
         for name, param in params.items():
-            strength = strength_A.reshape(-1, *[1] * (param.dim() - 1))
-            param.add_(strength * self.mean[name][: len(lr_A)]).div_(1 + strength)
+            share = share_A.reshape(-1, *[1] * (param.dim() - 1))
+            param.lerp_(self.mean[name][: len(lr_A)], share)
 
     def take(self, index: Tensor) -> "Prior":
         """The prior of the chosen clients."""
@@ -153,7 +154,7 @@ def train_cohort(
     """Train each client of the cohort on its own rows.
 
     Args:
-        model: the architecture; its own parameters are not used.
+        model: the architecture, put into training mode; its own parameters are not used.
         task: fixes the loss.
         pool: where the rows lie.
         config: optimiser, batch size and most clients to stack at once.
@@ -161,7 +162,7 @@ def train_cohort(
         balance_weight: weight of the router's load-balancing loss.
     """
     trainer = _Trainer(
-        stacked_forward(model), sample_loss(task), pool, make_optimizer(config),
+        stacked_forward(model.train()), sample_loss(task), pool, make_optimizer(config),
         config.batch_size, balance_weight,
     )  # fmt: skip
     steps_C = steps_per_epoch(cohort.count_C, config.batch_size) * cohort.epochs_C
@@ -245,7 +246,7 @@ class _Trainer:
         self.optimizer.step(views, grads, take_first(state, active), lr_A)
         if cohort.prior is not None:
             cohort.prior.pull(views, lr_A)
-        square_A = sum(g.square().flatten(1).sum(dim=1) for g in grads.values())
+        square_A = sum(g.square().reshape(active, -1).sum(dim=1) for g in grads.values())
         return sample_A.detach(), torch.as_tensor(square_A).sqrt()
 
 

@@ -45,7 +45,7 @@ def evaluate_cohort(
     """Score each client's model on its own rows.
 
     Args:
-        model: the architecture.
+        model: the architecture; put into evaluation mode (no dropout).
         task: fixes the loss and whether there is an accuracy.
         pool: where the rows lie.
         params: parameters, client axis first; an axis of length 1 is one model for everybody.
@@ -53,7 +53,7 @@ def evaluate_cohort(
         count_C: how many of them are real.
         cohort_size: most clients stacked at once.
     """
-    forward = stacked_forward(model)
+    forward = stacked_forward(model.eval())
     shared = next(iter(params.values())).shape[0] == 1
     order = np.argsort(-count_C, kind="stable")
     totals = torch.zeros(len(count_C), 3)
@@ -82,7 +82,9 @@ def _sample_scores(task: Task, output: ModelOutput, target: Tensor) -> Tensor:
     if task.kind == "regression":
         return torch.stack([loss, torch.zeros_like(loss), loss], dim=-1)
     log_probs = output.y.log_softmax(dim=-1)
-    entropy = -(log_probs.exp() * log_probs).sum(dim=-1) / np.log(output.y.shape[-1])
+    # A task of one class is certain; rounding must not pass 1.
+    most = np.log(max(output.y.shape[-1], 2))
+    entropy = (-(log_probs.exp() * log_probs).sum(dim=-1) / most).clamp_max(1.0)
     return torch.stack([loss, (output.y.argmax(dim=-1) == target).float(), entropy], dim=-1)
 
 

@@ -20,7 +20,13 @@ def cross_entropy(y: Tensor, target: Tensor) -> Tensor:
 
 
 def squared_error(y: Tensor, target: Tensor) -> Tensor:
-    """Squared error, mean over outputs: (..., O) and (..., O) to (...)."""
+    """Squared error, mean over outputs: (..., O) and (..., O) to (...).
+
+    Raises:
+        ValueError: the shapes differ; they could broadcast to a wrong loss.
+    """
+    if y.shape != target.shape:
+        raise ValueError(f"predictions are {tuple(y.shape)}, but targets {tuple(target.shape)}")
     return (y - target).square().mean(dim=-1)
 
 

@@ -1,0 +1,201 @@
+"""Real runs in which some clients misbehave."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from federation_runs import REGRESSION, RUNS, lines, run
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
+
+import fedmoe.simulations
+from fedmoe.clients import answer
+from fedmoe.messages.arrays import CohortRecord, Stack, gather
+from fedmoe.simulate import main
+from fedmoe.simulations import InProcessGrid
+from fedmoe.tracking import load_checkpoint
+
+Replies = list[Message]
+Tamper = Callable[[Sequence[Message], Sequence[Context]], Replies]
+BAD = 2  # the client at fault
+ROUNDS = 3
+FEDAVG = [
+    *(word for word in REGRESSION if word != "partition=natural"), "strategy=fedavg",
+    "partition=quantity", "partition.num_clients=5", "partition.min_samples=6",
+]  # fmt: skip
+
+
+def client_of(message: Message) -> int:
+    metadata = message.metadata
+    node = metadata.src_node_id if metadata.reply_to_message_id else metadata.dst_node_id
+    return node - 2
+
+
+def use(tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> list[Replies]:
+    """Let a run's clients answer by `tamper` when they train; collects the replies by round."""
+    trained: list[Replies] = []
+
+    def tampered(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
+        if messages[0].metadata.message_type != MessageType.TRAIN:
+            return answer(messages, contexts)
+        trained.append(tamper(messages, contexts))
+        return trained[-1]
+
+    class Grid(InProcessGrid):
+        def __init__(self, config_json: str, num_clients: int) -> None:
+            super().__init__(config_json, num_clients, tampered)
+
+    monkeypatch.setattr(fedmoe.simulations, "InProcessGrid", Grid)
+    return trained
+
+
+def raises(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
+    for message in messages:
+        if client_of(message) == BAD:
+            cast(ConfigRecord, message.content["config"])["server-round"] = "one"
+    return answer(messages, contexts)
+
+
+def is_silent(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
+    return [reply for reply in answer(messages, contexts) if client_of(reply) != BAD]
+
+
+def sends_nan(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
+    replies = answer(messages, contexts)
+    for reply in replies:
+        if client_of(reply) == BAD:
+            spoilt = gather([cast(ArrayRecord, reply.content["arrays"])])
+            spoilt["weight"][0, 0, 0] = torch.nan
+            reply.content["arrays"] = CohortRecord(Stack(spoilt), 0)
+    return replies
+
+
+def claims_too_much(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
+    replies = answer(messages, contexts)
+    for reply in replies:
+        if client_of(reply) == BAD:
+            cast(MetricRecord, reply.content["metrics"])["num-examples"] = 10**12
+    return replies
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (raises, "ValueError: config 'server-round' must be a number, got 'one'"),
+        (is_silent, "no reply before the deadline"),
+        (sends_nan, "arrays: not finite"),
+        (claims_too_much, "num-examples=1000000000000: must be a whole number 1..10000000"),
+    ],
+)
+def test_the_others_go_on(
+    tamper: Tamper, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = use(tamper, monkeypatch)
+    path = tmp_path / "run"
+    summary = run(FEDAVG, path, f"rounds={ROUNDS}", "tracking.checkpoint_every=1")
+    assert summary["status"] == "completed"
+    told = lines(path, "clients.jsonl")
+    assert [(t["round"], t["client"]) for t in told] == [
+        (r, c) for r in range(1, ROUNDS + 1) for c in range(5)
+    ]
+    for line in told:
+        bad = line["client"] == BAD
+        assert (line["status"], line["reason"]) == (("failed", reason) if bad else ("ok", None))
+        assert (line["bytes_up"] == 0) == (line["loss"] is None) == bad
+    for record in lines(path, "metrics.jsonl"):
+        train = record["train"]
+        assert (train["clients"], train["failures"], train["void"]) == (4, 1, False)
+
+    # The oracle: the last round's good replies, averaged one by one in float64.
+    good = [reply for reply in trained[-1] if client_of(reply) != BAD]
+    counts = [cast(MetricRecord, reply.content["metrics"])["num-examples"] for reply in good]
+    assert len(set(map(str, counts))) > 2  # or else the weights show nothing
+    for name, array in load_checkpoint(path).arrays.items():
+        key = name.removeprefix("global/")
+        values = [cast(ArrayRecord, r.content["arrays"])[key].numpy() for r in good]
+        mean = np.average(np.stack(values).astype(np.float64), axis=0, weights=counts)
+        np.testing.assert_allclose(array, mean, rtol=1e-6, atol=1e-7)
+
+
+def test_one_bad_client_changes_nothing_for_those_that_train_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*REGRESSION, "strategy=local", "rounds=3"]
+    run(words, tmp_path / "healthy")
+    use(raises, monkeypatch)
+    run(words, tmp_path / "faulty")
+    healthy, faulty = (lines(tmp_path / name, "clients.jsonl") for name in ("healthy", "faulty"))
+    for one, other in zip(healthy, faulty, strict=True):
+        if one["client"] == BAD:
+            assert other["status"] == "failed"
+        else:
+            # Another cohort is padded otherwise, so its sums may end in another last bit.
+            assert other.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-5)
+            assert one == other
+
+
+@pytest.mark.parametrize("name", ["insight", "stock-yogi", "stock-momentum", "fedadam"])
+def test_every_strategy_survives_a_client_that_fails(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(raises, monkeypatch)
+    run(RUNS[name], tmp_path / "run", f"rounds={ROUNDS}")
+    for record in lines(tmp_path / "run", "metrics.jsonl"):
+        assert (record["train"]["failures"], record["train"]["void"]) == (1, False)
+    insights = lines(tmp_path / "run", "insights.jsonl")
+    clients = [c for c in range(5) if c != BAD]
+    expected = [(r, c) for r in range(1, ROUNDS + 1) for c in clients] if name == "insight" else []
+    assert [(one["round"], one["client_id"]) for one in insights] == expected
+
+
+# ------------------------------------------------------------------------ failed runs
+
+
+def failed(words: list[str], path: Path) -> dict[str, Any]:
+    """Exit code 1, and what the run leaves."""
+    assert main([*words, f"rounds={ROUNDS}", f"hydra.run.dir={path}"]) == 1
+    summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    return summary
+
+
+def assert_all_void(path: Path, good: int) -> None:
+    records = lines(path, "metrics.jsonl")
+    assert [record["round"] for record in records] == list(range(1, ROUNDS + 1))
+    for record in records:
+        assert record["train"]["void"]
+        assert record["train"]["loss"] is None
+        assert record["train"]["clients"] == good
+    losses = [record["test"]["global"]["mse"]["mean"] for record in records]
+    assert len(set(losses)) == 1  # the weights never changed
+
+
+def test_a_run_without_a_valid_round_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(raises, monkeypatch)
+    summary = failed([*FEDAVG, "runtime.min_replies=5"], tmp_path / "run")
+    assert summary["reason"] == "every round was void: no strategy step was ever made"
+    assert summary["rounds"] == ROUNDS
+    assert_all_void(tmp_path / "run", good=4)
+    assert capsys.readouterr().err.splitlines()[-1] == f"fedmoe: error: {summary['reason']}"
+
+
+def test_training_that_diverges_fails_with_a_reason(tmp_path: Path) -> None:
+    failed([*FEDAVG, "training.learning_rate=1e30"], tmp_path / "run")
+    assert_all_void(tmp_path / "run", good=0)
+    reasons = {line["reason"] for line in lines(tmp_path / "run", "clients.jsonl")}
+    assert all(reason.endswith("finite") for reason in reasons)
+
+
+def test_no_test_data_is_no_reason_to_fail(tmp_path: Path) -> None:
+    """Flower's strategies divide by the number of test examples."""
+    for strategy in (["strategy=fedavg"], ["strategy=stock", "strategy.class_name=FedMedian"]):
+        words = [*REGRESSION, *strategy, "data.test_fraction=0.0", "rounds=2"]
+        summary = run(words, tmp_path / "run")
+        assert summary["status"] == "completed"
+        assert summary["final"] == {"global": None, "personalised": None}
+        assert summary["objective"] is not None

@@ -1,0 +1,196 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedmoe import models
+from fedmoe.data import Task
+from fedmoe.errors import ConfigError
+from fedmoe.models import ModelOutput, build_model, parameters_of, register, stacked_forward
+from fedmoe.schema import CustomModelConfig, LinearConfig, MlpConfig, ModelConfig, MoeConfig
+
+TASK = Task(kind="classification", num_features=4, num_outputs=3)
+BUILT_IN: dict[str, ModelConfig] = {
+    "linear": LinearConfig(name="linear"),
+    "mlp": MlpConfig(name="mlp", hidden=(5, 6)),
+    "moe": MoeConfig(name="moe", num_experts=3, top_k=2, hidden=5, balance_weight=0.0),
+    "moe-linear": MoeConfig(name="moe", num_experts=3, top_k=1, hidden=0, balance_weight=0.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_FACTORIES", {})
+
+
+def custom(factory: str, **options: Any) -> CustomModelConfig:
+    return CustomModelConfig(name="custom", factory=factory, options=options)
+
+
+class Branching(nn.Module):
+    """Looks at its data with `if`, which vmap refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = nn.functional.linear(x, self.scale)
+        return y if float(x.sum()) > 0 else -y
+
+
+def stack_of(model: nn.Module, clients: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.randn(clients, *p.shape, generator=generator)
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("config", BUILT_IN.values(), ids=BUILT_IN)
+def test_initial_parameters_come_from_the_seed_alone(config: ModelConfig) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = parameters_of(build_model(config, TASK, seed=7))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = parameters_of(build_model(config, TASK, seed=7))
+    other = parameters_of(build_model(config, TASK, seed=8))
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert not torch.equal(value, other[name])
+
+
+def test_initial_parameters_are_drawn_as_nn_linear_draws_them() -> None:
+    wide = Task(kind="classification", num_features=400, num_outputs=50)
+    fan_in = {
+        "weight": 400, "bias": 400, "weights.0": 400, "biases.0": 400, "weights.1": 100,
+        "biases.1": 100, "gate_weight": 400, "gate_bias": 400, "hidden_weight": 400,
+        "hidden_bias": 400, "expert_weight": 25, "expert_bias": 25,
+    }  # fmt: skip
+    configs: list[ModelConfig] = [
+        LinearConfig(name="linear"),
+        MlpConfig(name="mlp", hidden=(100,)),
+        MoeConfig(name="moe", num_experts=40, top_k=1, hidden=25, balance_weight=0.0),
+    ]
+    for config in configs:
+        for name, value in parameters_of(build_model(config, wide, seed=0)).items():
+            bound = fan_in[name] ** -0.5
+            assert value.abs().max() <= bound
+            assert value.abs().max() > 0.8 * bound
+            assert value.mean().abs() < 0.25 * bound
+            assert not value.requires_grad
+
+
+def test_linear_experts_are_drawn_by_the_width_of_the_input() -> None:
+    config = MoeConfig(name="moe", num_experts=9, top_k=1, hidden=0, balance_weight=0.0)
+    wide = Task(kind="regression", num_features=100, num_outputs=2)
+    weight = parameters_of(build_model(config, wide, seed=0))["expert_weight"]
+    assert weight.shape == (9, 2, 100)
+    assert 0.09 < weight.abs().max() <= 0.1
+
+
+def test_parameters_of_are_copies() -> None:
+    model = build_model(BUILT_IN["linear"], TASK, seed=0)
+    copies = parameters_of(model)
+    copies["weight"].zero_()
+    assert dict(model.named_parameters())["weight"].any()
+
+
+@pytest.mark.parametrize("config", BUILT_IN.values(), ids=BUILT_IN)
+def test_shapes_follow_the_task(config: ModelConfig) -> None:
+    output = build_model(config, TASK, seed=0)(torch.randn(6, 4))
+    assert output.y.shape == (6, 3)
+
+
+def test_a_factory_gets_the_task_and_its_options() -> None:
+    seen: list[Any] = []
+
+    @register("mine")
+    def mine(task: Task, **options: Any) -> nn.Module:
+        seen.extend([task, options])
+        return nn.Linear(task.num_features, task.num_outputs)
+
+    model = build_model(custom("mine", depth=3), TASK, seed=5)
+    assert isinstance(model, nn.Linear)
+    assert seen == [TASK, {"depth": 3}]
+    again = build_model(custom("mine", depth=3), TASK, seed=5)
+    assert torch.equal(parameters_of(model)["weight"], parameters_of(again)["weight"])
+
+
+def test_an_unknown_factory_is_a_configuration_error_that_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"model\.factory=nowhere: .*none"):
+        build_model(custom("nowhere"), TASK, seed=0)
+    register("zebra")(lambda task: nn.Linear(1, 1))
+    register("ape")(lambda task: nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="registered: ape, zebra"):
+        build_model(custom("nowhere"), TASK, seed=0)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_bare_tensor_becomes_an_output_and_its_own_features(clients: int) -> None:
+    register("tanh")(lambda task: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    model = build_model(custom("tanh"), TASK, seed=0)
+    stack, x_CBD = stack_of(model, clients), torch.randn(clients, 6, 4)
+    output = stacked_forward(model)(stack, x_CBD)
+    for c in range(clients):
+        inner = torch.tanh(x_CBD[c] @ stack["0.weight"][c].T + stack["0.bias"][c])
+        expected = inner @ stack["2.weight"][c].T + stack["2.bias"][c]
+        torch.testing.assert_close(output.y[c], expected)
+    assert torch.equal(output.features, output.y)
+    assert output.gate_probs is None
+    assert output.gate_chosen is None
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_model_output_keeps_its_parts(clients: int) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 4))
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            y = x @ self.weight.T
+            return ModelOutput(y, x, y.softmax(dim=-1), torch.ones_like(y))
+
+    stack, x_CBD = stack_of(Gated(), clients), torch.randn(clients, 6, 4)
+    output = stacked_forward(Gated())(stack, x_CBD)
+    y_CBO = torch.einsum("cbd,cod->cbo", x_CBD, stack["weight"])
+    torch.testing.assert_close(output.y, y_CBO)
+    torch.testing.assert_close(output.features, x_CBD)
+    assert output.gate_probs is not None
+    assert output.gate_chosen is not None
+    torch.testing.assert_close(output.gate_probs, y_CBO.softmax(dim=-1))
+    torch.testing.assert_close(output.gate_chosen, torch.ones_like(y_CBO))
+
+
+def test_a_model_that_vmap_refuses_runs_one_client_at_a_time() -> None:
+    model = Branching()
+    forward, stack = stacked_forward(model), stack_of(model, 2)
+    for sign in (1.0, -1.0):
+        x_CBD = sign * torch.ones(2, 5, 4)
+        one = forward({"scale": stack["scale"][:1]}, x_CBD[:1])
+        torch.testing.assert_close(one.y, sign * x_CBD[:1] @ stack["scale"][:1].mT)
+        with pytest.raises(RuntimeError, match="vmap"):
+            forward(stack, x_CBD)
+
+
+def test_dropout_differs_between_clients() -> None:
+    model = nn.Dropout(0.5)
+    x_CBD = torch.ones(2, 100, 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        y = stacked_forward(nn.Sequential(nn.Linear(4, 4), model))(
+            {"0.weight": torch.eye(4).expand(2, 4, 4), "0.bias": torch.zeros(2, 4)}, x_CBD
+        ).y
+    assert not torch.equal(y[0], y[1])
+
+
+def test_a_model_with_buffers_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match=r"Sequential has buffers \(1\.running_mean,.*GroupNorm"):
+        parameters_of(model)
+    assert set(parameters_of(nn.Sequential(nn.Linear(4, 3), nn.GroupNorm(1, 3)))) == {
+        "0.weight", "0.bias", "1.weight", "1.bias",
+    }  # fmt: skip
