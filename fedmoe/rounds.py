@@ -75,6 +75,7 @@ class RoundLoop:
     client_of: Callable[[int], int]
     on_round: Callable[[RoundRecord], None]
     _guard: ReplyGuard = field(init=False)
+    _failing: set[tuple[int, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._guard = ReplyGuard(self.config.runtime, self.strategy)
@@ -107,8 +108,10 @@ class RoundLoop:
         validation = test = None
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
             evaluated = self._evaluate(number)
-            validation = federation_scores(evaluated.inspection.good, "validation")
-            test = federation_scores(evaluated.inspection.good, "test")
+            inspection = evaluated.inspection
+            missing = len(inspection.failures)
+            validation = federation_scores(inspection.good, "validation", missing)
+            test = federation_scores(inspection.good, "test", missing)
             bytes_up += sum(evaluated.inspection.bytes_up.values())
             bytes_down += sum(evaluated.bytes_down.values())
         seconds = time.perf_counter() - started
@@ -127,6 +130,7 @@ class RoundLoop:
             "seconds": seconds,
         }
         insights = [] if void else getattr(self.strategy, "new_insights", [])
+        self.standing.insights += len(insights)
         return RoundRecord(
             round=number,
             metrics=metrics,
@@ -137,8 +141,7 @@ class RoundLoop:
     def _train(self, number: int) -> tuple[_Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
         phase = self._exchange(number, evaluate=False)
-        for node, reason in phase.inspection.failures.items():
-            _LOG.warning("round %d, client %s failed: %s", number, self.client_of(node), reason)
+        self._report(number, "train", phase)
         good, least = phase.inspection.good, self.config.runtime.min_replies
         if len(good) < least:
             _LOG.warning("round %d is void: %d good replies, %d needed", number, len(good), least)
@@ -159,13 +162,21 @@ class RoundLoop:
     def _evaluate(self, number: int) -> _Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
         phase = self._exchange(number, evaluate=True)
-        for node, reason in phase.inspection.failures.items():
-            _LOG.warning("client %s did not evaluate: %s", self.client_of(node), reason)
+        self._report(number, "evaluate", phase)
         try:
             self.strategy.aggregate_evaluate(number, phase.inspection.good)
         except _CANNOT_MERGE as error:
             _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
         return phase
+
+    def _report(self, number: int, task: str, phase: _Phase) -> None:
+        """Warn of a client that fails; one that goes on failing is a matter for the log file."""
+        for node, reason in phase.inspection.failures.items():
+            client = self.client_of(node)
+            level = logging.DEBUG if (client, task) in self._failing else logging.WARNING
+            _LOG.log(level, "round %d, client %s failed to %s: %s", number, client, task, reason)
+        failed = {(self.client_of(node), task) for node in phase.inspection.failures}
+        self._failing = {one for one in self._failing if one[1] != task} | failed
 
     def _exchange(self, number: int, *, evaluate: bool) -> _Phase:
         """Configure, send, receive, inspect."""

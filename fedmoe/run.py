@@ -182,6 +182,7 @@ class FederationRun:
             "objective": standing.best_objective,
             "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},
             "seconds": standing.seconds,
+            "insights": standing.insights,
             "data": {
                 "name": data.name,
                 "origin": data.origin,

@@ -17,6 +17,7 @@ class Standing:
         arrays: the global model.
         round: the last finished round; 0 before the first.
         valid_rounds: rounds that were not void.
+        insights: how many were learned from.
         bytes_up: bytes that clients have sent.
         bytes_down: bytes that the server has sent.
         seconds: spent in rounds.
@@ -33,6 +34,7 @@ class Standing:
     arrays: ArrayRecord
     round: int = 0
     valid_rounds: int = 0
+    insights: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0

@@ -122,7 +122,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, file: IO[str] | Non
     else:
         console.print("no round was evaluated")
     for name, words, style in _facts(summary):
-        console.print(Text(f"{name:<8} ").append(words, style), soft_wrap=True)
+        console.print(Text(f"{name:<9}").append(words, style), soft_wrap=True)
     console.print(Text("results  ").append(short_path(run_dir), "bold"), soft_wrap=True)
 
 
@@ -194,6 +194,9 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     facts = []
     if reason := summary.get("reason"):
         facts.append(("reason", str(reason), "red"))
+    if missing := (summary.get("final") or {}).get("missing"):
+        words = f"{missing} clients are not in the scores: their evaluation failed"
+        facts.append(("missing", words, "red"))
     if data := summary.get("data"):
         made_up = str(data["origin"]).startswith("synthetic")
         size = f"{data['clients']:,} clients, {data['samples']:,} samples"
@@ -202,6 +205,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if traffic := summary.get("bytes"):
         up, down = format_bytes(traffic["up"]), format_bytes(traffic["down"])
         facts.append(("traffic", f"up {up}, down {down}", ""))
+    if insights := summary.get("insights"):
+        facts.append(("insights", f"{insights:,}, one line each in insights.jsonl", ""))
     if (seconds := summary.get("seconds")) is not None:
         facts.append(("time", format_seconds(seconds), ""))
     return facts
