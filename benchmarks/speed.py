@@ -116,7 +116,7 @@ def ours(experiment: Experiment, evaluate_every: int) -> Round:
         config=config,
         strategy=build_strategy(config, experiment.data.task),
         grid=grid,
-        standing=Standing(to_record(experiment.initial), min_delta=0.0),
+        standing=Standing(to_record(experiment.initial)),
         client_of=grid.client_id,
         on_round=on_round,
     )

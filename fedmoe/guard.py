@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import ReplyError
 from fedmoe.messages import words
-from fedmoe.messages.arrays import content_bytes, header_bytes, stack_of
+from fedmoe.messages.arrays import content_bytes, npy_headers, stack_of
 from fedmoe.schema import RuntimeConfig
 
 Signature = dict[str, tuple[tuple[int, ...], str]]
@@ -201,12 +201,14 @@ def _check_array(name: str, array: Array) -> None:
     if np.dtype(array.dtype).kind not in "fiu":
         raise ReplyError(f"{name}: dtype {array.dtype} is not a number")
     size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-    expected = header_bytes(tuple(array.shape), array.dtype) + size
+    headers = npy_headers(tuple(array.shape), array.dtype)
+    expected = len(headers[0]) + size
     if len(array.data) != expected:
         raise ReplyError(f"{name}: {len(array.data)} bytes of data, expected {expected}")
+    # Before NumPy sees it: what it is told to make room for is what the header says.
+    if not array.data.startswith(headers):
+        raise ReplyError(f"{name}: its data do not start as {array.dtype}{list(array.shape)} do")
     values = array.numpy()
-    if values.shape != tuple(array.shape) or str(values.dtype) != array.dtype:
-        raise ReplyError(f"{name}: holds {values.dtype}{values.shape}, not what it declares")
     if not np.isfinite(values).all():
         raise ReplyError(f"{name}: not finite")
 

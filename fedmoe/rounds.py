@@ -75,6 +75,7 @@ class RoundLoop:
     client_of: Callable[[int], int]
     on_round: Callable[[RoundRecord], None]
     _guard: ReplyGuard = field(init=False)
+    _void_reason: str = field(init=False, default="nothing")
     _failing: set[tuple[int, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class RoundLoop:
                 break
             self.on_round(self._one_round(self.standing.round + 1))
         if not self.standing.valid_rounds:
-            raise RunError("every round was void: no strategy step was ever made")
+            raise RunError(f"every round was void; the last one: {self._void_reason}")
         return status
 
     def _one_round(self, number: int) -> RoundRecord:
@@ -105,17 +106,20 @@ class RoundLoop:
         trained, train_metrics, void = self._train(number)
         bytes_up = sum(trained.inspection.bytes_up.values())
         bytes_down = sum(trained.bytes_down.values())
-        validation = test = None
+        validation = test = missing = None
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
             evaluated = self._evaluate(number)
-            inspection = evaluated.inspection
-            missing = len(inspection.failures)
-            validation = federation_scores(inspection.good, "validation", missing)
-            test = federation_scores(inspection.good, "test", missing)
+            validation = federation_scores(evaluated.inspection.good, "validation")
+            test = federation_scores(evaluated.inspection.good, "test")
+            # Leaving clients out flatters a method, so that it has to be said.
+            self.standing.missing = missing = len(evaluated.inspection.failures)
             bytes_up += sum(evaluated.inspection.bytes_up.values())
             bytes_down += sum(evaluated.bytes_down.values())
         seconds = time.perf_counter() - started
-        self.standing.finish_round(number, validation, test, (bytes_up, bytes_down), seconds)
+        self.standing.finish_round(
+            number, validation, test, (bytes_up, bytes_down), seconds,
+            self.config.stopping.min_delta,
+        )  # fmt: skip
         metrics = {
             "round": number,
             "train": {
@@ -126,6 +130,7 @@ class RoundLoop:
             },
             "validation": validation,
             "test": test,
+            "missing": missing,
             "bytes": {"up": bytes_up, "down": bytes_down},
             "seconds": seconds,
         }
@@ -142,22 +147,30 @@ class RoundLoop:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
         phase = self._exchange(number, evaluate=False)
         self._report(number, "train", phase)
-        good, least = phase.inspection.good, self.config.runtime.min_replies
+        metrics, reason = self._aggregate(number, phase.inspection.good)
+        if reason is None:
+            self.standing.valid_rounds += 1
+        else:
+            self._void_reason = reason
+            _LOG.warning("round %d is void: %s", number, reason)
+        return phase, metrics, reason is not None
+
+    def _aggregate(
+        self, number: int, good: list[Message]
+    ) -> tuple[MetricRecord | None, str | None]:
+        """The strategy's step; returns its metrics, or why the round is void."""
+        least = self.config.runtime.min_replies
         if len(good) < least:
-            _LOG.warning("round %d is void: %d good replies, %d needed", number, len(good), least)
-            return phase, None, True
+            return None, f"{len(good)} good replies, {least} needed"
         try:
             arrays, metrics = self.strategy.aggregate_train(number, good)
         except _CANNOT_MERGE as error:
-            _LOG.warning("round %d is void: %s", number, error)
-            return phase, None, True
+            return None, str(error) or type(error).__name__
         if arrays is None and metrics is None:  # how Flower's strategies skip a step
-            _LOG.warning("round %d is void: the strategy made nothing of the replies", number)
-            return phase, None, True
+            return None, "the strategy made nothing of the replies"
         if arrays is not None:
             self.standing.arrays = same_dtypes(arrays, self.standing.arrays)
-        self.standing.valid_rounds += 1
-        return phase, metrics, False
+        return metrics, None
 
     def _evaluate(self, number: int) -> _Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""

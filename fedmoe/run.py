@@ -66,9 +66,7 @@ class FederationRun:
 
     def __post_init__(self) -> None:
         self.strategy = build_strategy(self.config, self.experiment.data.task)
-        self.standing = Standing(
-            to_record(self.experiment.initial), min_delta=self.config.stopping.min_delta
-        )
+        self.standing = Standing(to_record(self.experiment.initial))
         self._saved_round = -1
 
     @property
@@ -157,8 +155,7 @@ class FederationRun:
         for path, array in checkpoint.arrays.items():
             group, _, name = path.partition("/")
             groups[group][name] = array
-        # The stopping rule may change when a run is continued.
-        values = checkpoint.state["standing"] | {"min_delta": self.config.stopping.min_delta}
+        values = checkpoint.state["standing"]
         self.standing = Standing.from_json(to_record(groups["global"]), values)
         restore_strategy(self.strategy, groups["strategy"], checkpoint.state["strategy"])
         if self.clients is not None:
@@ -179,6 +176,7 @@ class FederationRun:
             "rounds": standing.round,
             "final": standing.final or nothing,
             "best": standing.best or nothing,
+            "missing": standing.missing,
             "objective": standing.best_objective,
             "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},
             "seconds": standing.seconds,

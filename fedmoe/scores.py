@@ -8,28 +8,27 @@ from flwr.app import Message, MetricRecord
 from fedmoe.messages import words
 from fedmoe.tracking.summary import statistics
 
-Scores = dict[str, Any]  # {"global": METRICS | None, "personalised": ..., "missing": int}
+Scores = dict[str, Any]  # {"global": METRICS | None, "personalised": METRICS | None}
 
 _METRICS = ("accuracy", "loss", "mse")
 _HIGHER_IS_BETTER = ("accuracy",)
 
 
-def federation_scores(replies: Sequence[Message], part: str, missing: int = 0) -> Scores:
+def federation_scores(replies: Sequence[Message], part: str) -> Scores:
     """Mean, worst decile and deviation over all clients that replied.
 
     Args:
         replies: good evaluation replies.
         part: `validation` or `test`.
-        missing: clients that were asked and could not be counted.
 
     Returns:
         By `global` and `personalised`: each metric's statistics, or `None` where no client
-        scored such a model; and `missing`, since leaving clients out flatters a method.
+        scored such a model.
     """
     records = [cast(MetricRecord, reply.content[words.METRICS]) for reply in replies]
     counts = [float(cast(float, record.get(f"{part}-num-examples", 0))) for record in records]
-    scores: Scores = {"global": None, "personalised": None, "missing": missing}
-    for which in ("global", "personalised"):
+    scores: Scores = {"global": None, "personalised": None}
+    for which in scores:
         metrics = {
             name: statistics(
                 [float(cast(float, record[key])) for record in records],

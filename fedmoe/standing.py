@@ -22,11 +22,11 @@ class Standing:
         bytes_down: bytes that the server has sent.
         seconds: spent in rounds.
         final: test scores of the last evaluated round.
+        missing: clients whose evaluation failed then, and who are not in those scores.
         best: test scores of the round that was best on validation data, with its `round`.
         best_objective: that round's validation objective.
         last_objective: the newest validation objective.
         higher_is_better: whether the objective is an accuracy.
-        min_delta: what counts as an improvement for early stopping.
         reference: the objective that the next improvement is measured from.
         stale: evaluations since then.
     """
@@ -39,11 +39,11 @@ class Standing:
     bytes_down: int = 0
     seconds: float = 0.0
     final: Scores | None = None
+    missing: int = 0
     best: Scores | None = None
     best_objective: float | None = None
     last_objective: float | None = None
     higher_is_better: bool = True
-    min_delta: float = 0.0
     reference: float | None = None
     stale: int = 0
 
@@ -54,6 +54,7 @@ class Standing:
         test: Scores | None,
         sent: tuple[int, int],
         seconds: float,
+        min_delta: float,
     ) -> None:
         """Count a round, and judge it if it was evaluated.
 
@@ -72,7 +73,7 @@ class Standing:
         self.last_objective, self.higher_is_better = judged
         if self._improves_on(self.best_objective, by=0.0):
             self.best, self.best_objective = {**test, "round": number}, self.last_objective
-        if self._improves_on(self.reference, by=self.min_delta):
+        if self._improves_on(self.reference, by=min_delta):
             self.reference, self.stale = self.last_objective, 0
         else:
             self.stale += 1

@@ -10,7 +10,7 @@ from fedmoe.data import load_federation
 from fedmoe.data.federation import FederatedData
 from fedmoe.models import Parameters, build_model, parameters_of
 from fedmoe.schema import ExperimentConfig, MoeConfig
-from fedmoe.training.cohort import Pool
+from fedmoe.training.pool import Pool
 
 
 @dataclass(frozen=True)

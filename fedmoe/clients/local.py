@@ -17,9 +17,9 @@ from fedmoe.insight import Guidance, Insight
 from fedmoe.messages.arrays import CohortRecord, Stack, gather, shared, to_record
 from fedmoe.models import Parameters
 from fedmoe.models.linear import Linear
-from fedmoe.training.cohort import Cohort, Prior, Trained, train_cohort
+from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
-from fedmoe.training.terms import Proximal, Rehearsal, Term
+from fedmoe.training.terms import Prior, Proximal, Rehearsal, Term
 from fedmoe.training.trust import prototype_trust
 
 

@@ -41,7 +41,7 @@ class Stack:
     def bytes_per_client(self) -> int:
         """Serialised size of one client's arrays."""
         return sum(
-            header_bytes(tuple(t.shape[1:]), str(t.numpy().dtype)) + t[0].nbytes
+            len(npy_headers(tuple(t.shape[1:]), str(t.numpy().dtype))[0]) + t[0].nbytes
             for t in self.tensors.values()
         )
 
@@ -169,13 +169,18 @@ def _tensors(record: ArrayRecord) -> Parameters:
 
 
 @lru_cache(maxsize=1024)
-def header_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes that the .npy format puts before the data."""
-    buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    )
-    return buffer.tell()
+def npy_headers(shape: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
+    """What the .npy format puts before the data of an array in C order, and in Fortran order."""
+
+    def header(fortran_order: bool) -> bytes:
+        buffer = BytesIO()
+        descr = np.dtype(dtype).str
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": descr, "fortran_order": fortran_order, "shape": shape}
+        )
+        return buffer.getvalue()
+
+    return header(False), header(True)
 
 
 def content_bytes(records: RecordDict) -> int:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedmoe.errors import ConfigError
+
 Parameters = dict[str, Tensor]
 
 
@@ -102,12 +104,16 @@ def parameters_of(model: nn.Module) -> Parameters:
     """Copies of a model's parameters by name, detached.
 
     Raises:
-        ValueError: the model has buffers (such as BatchNorm's), which no strategy here averages.
+        ConfigError: the model has buffers (such as BatchNorm's), which no strategy averages, or
+            frozen parameters, which cohorts would train.
     """
-    buffers = [name for name, _ in model.named_buffers()]
-    if buffers:
-        raise ValueError(
-            f"{type(model).__name__} has buffers ({', '.join(buffers)}); models must keep all "
+    kind = type(model).__name__
+    if buffers := [name for name, _ in model.named_buffers()]:
+        raise ConfigError(
+            f"{kind} has buffers ({', '.join(buffers)}); models must keep all "
             "their state in parameters (use GroupNorm or LayerNorm in place of BatchNorm)"
         )
+    if frozen := [name for name, p in model.named_parameters() if not p.requires_grad]:
+        raise ConfigError(f"{kind} has frozen parameters ({', '.join(frozen)}); compute fixed "
+                          "features beforehand instead")  # fmt: skip
     return {name: p.detach().clone() for name, p in model.named_parameters()}

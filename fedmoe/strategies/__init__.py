@@ -18,7 +18,7 @@ from fedmoe.schema import (
     LocalConfig,
     StockConfig,
 )
-from fedmoe.strategies.base import StackedFedAvg
+from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedprox import FedProx
@@ -66,8 +66,12 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
         return InsightExchange(chosen, learner, task, seed=config.seed)
     if isinstance(chosen, StockConfig):
-        options = {"fraction_train": chosen.fraction_train, **chosen.options}
-        return _construct(_stock_class(chosen.class_name), options)
+        stock = _stock_class(chosen.class_name)
+        options: dict[str, Any] = {}
+        if isinstance(stock, type) and issubclass(stock, flower.FedAvg):
+            # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
+            options = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train}
+        return _construct(stock, {**options, **chosen.options})
     if isinstance(chosen, CustomStrategyConfig):
         return _construct(_registered(chosen.factory), {**common, **chosen.options})
     if isinstance(chosen, LocalConfig):

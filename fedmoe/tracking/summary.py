@@ -194,8 +194,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     facts = []
     if reason := summary.get("reason"):
         facts.append(("reason", str(reason), "red"))
-    if missing := (summary.get("final") or {}).get("missing"):
-        words = f"{missing} clients are not in the scores: their evaluation failed"
+    if missing := summary.get("missing"):
+        words = f"{missing} of the clients are not in these scores: their evaluation failed"
         facts.append(("missing", words, "red"))
     if data := summary.get("data"):
         made_up = str(data["origin"]).startswith("synthetic")

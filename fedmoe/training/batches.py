@@ -86,30 +86,35 @@ def make_schedule(
     total_C = steps_C * epochs_C
     if (np.diff(total_C) > 0).any():
         raise ValueError("clients must be ordered by falling number of steps")
-    clients, most = rows_Cn.shape
-    longest = int(total_C.max(initial=0))
-    width = min(batch_size, most)
-    if not longest:
-        empty = torch.zeros((0, clients, width))
-        no_steps = np.zeros((0, clients), dtype=np.int64)
-        return Schedule(empty.long(), empty, no_steps, no_steps[:, 0] if clients else no_steps)
-    epochs = int(epochs_C.max())
-    place = np.arange(most)
-    keys = hash_keys(seed, round, client_C[:, None, None], np.arange(epochs)[:, None], place)
-    keys[np.broadcast_to(place >= count_C[:, None, None], keys.shape)] = np.iinfo(np.uint64).max
-    shuffled = np.take_along_axis(rows_Cn[:, None], keys.argsort(axis=-1, kind="stable"), axis=-1)
-    steps = int(steps_C.max())
-    filled = np.zeros((clients, epochs, steps * width), dtype=np.int64)
-    filled[..., :most] = shuffled[..., : steps * width]
+    width = min(batch_size, rows_Cn.shape[1])
+    epochs = int(epochs_C.max(initial=0))
+    shuffled = _shuffled(rows_Cn, count_C, hash_keys(
+        seed, round, client_C[:, None, None], np.arange(epochs)[:, None],
+        np.arange(rows_Cn.shape[1]),
+    ))  # fmt: skip
     # At its step t, client c is in epoch t // steps_c, at batch t % steps_c.
-    step_SC = np.broadcast_to(np.arange(longest)[:, None], (longest, clients))
-    epoch_SC, batch_SC = np.divmod(step_SC, np.maximum(steps_C, 1))
-    epoch_SC = np.minimum(epoch_SC, epochs - 1)
-    rows = filled.reshape(clients, epochs, steps, width)[np.arange(clients), epoch_SC, batch_SC]
-    left_SC = np.clip(count_C - batch_SC * width, 0, width)
-    left_SC = np.where(step_SC < total_C, left_SC, 0)
-    weight = (np.arange(width) < left_SC[..., None]) / np.maximum(left_SC, 1)[..., None]
-    active_S = (step_SC < total_C).sum(axis=1)
+    step_S1 = np.arange(int(total_C.max(initial=0)))[:, None]
+    active_SC = step_S1 < total_C
+    epoch_SC, batch_SC = np.divmod(step_S1, np.maximum(steps_C, 1))
+    epoch_SC = np.where(active_SC, epoch_SC, 0)
+    batch_SC = np.where(active_SC, batch_SC, 0)
+    place_SCB = batch_SC[..., None] * width + np.arange(width)
+    real_SCB = (place_SCB < count_C[:, None]) & active_SC[..., None]
+    place_SCB = np.where(real_SCB, place_SCB, 0)
+    client_1C1 = np.arange(len(rows_Cn))[:, None]
+    rows = shuffled[client_1C1, epoch_SC[..., None], place_SCB] if real_SCB.size else place_SCB
+    weight = real_SCB / np.maximum(real_SCB.sum(axis=2, keepdims=True), 1)
     return Schedule(
-        torch.from_numpy(rows), torch.from_numpy(weight.astype(np.float32)), epoch_SC, active_S
+        torch.from_numpy(rows),
+        torch.from_numpy(weight.astype(np.float32)),
+        epoch_SC,
+        active_SC.sum(axis=1),
     )
+
+
+def _shuffled(rows_Cn: Ints, count_C: Ints, keys_CPn: Keys) -> Ints:
+    """(C, P, n) rows in the order of their keys, the real ones of each client first."""
+    padding = np.arange(rows_Cn.shape[1]) >= count_C[:, None, None]
+    keys_CPn[np.broadcast_to(padding, keys_CPn.shape)] = np.iinfo(np.uint64).max
+    order_CPn = keys_CPn.argsort(axis=-1, kind="stable")
+    return np.take_along_axis(rows_Cn[:, None], order_CPn, axis=-1)

@@ -8,68 +8,24 @@ there is no second code path.
 Letters: C clients, n most samples of a client, B batch, S steps, A clients active at a step.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmoe.data.federation import Floats, Ints, Task
-from fedmoe.models.base import Forward, Parameters, stacked_forward
+from fedmoe.data.federation import Ints, Task
+from fedmoe.models.base import Forward, Parameters, StackedModule, stacked_forward
 from fedmoe.models.routers import balance_loss
 from fedmoe.schema import TrainingConfig
-from fedmoe.training.batches import Schedule, make_schedule, steps_per_epoch
+from fedmoe.training.batches import Schedule, hash_keys, make_schedule, steps_per_epoch
 from fedmoe.training.losses import SampleLoss, sample_loss
 from fedmoe.training.optimizers import Optimizer, make_optimizer
-from fedmoe.training.terms import Step, Term, take
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Samples as tensors.
-
-    Attributes:
-        x_ND: float32 features.
-        y_N: int64 classes (N,) or float32 targets (N, O).
-    """
-
-    x_ND: Tensor
-    y_N: Tensor
-
-    @classmethod
-    def of(cls, x_ND: Floats, y_N: Floats | Ints) -> "Pool":
-        """Wrap arrays without copying."""
-        return cls(torch.from_numpy(x_ND), torch.from_numpy(y_N))
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A Gaussian prior N(mean, 1 / precision) on each client's parameters.
-
-    The penalty precision / 2 ||w - mean||^2 (in units of the mean sample loss) is applied as a
-    proximal step after each optimiser step, w <- (w + lr p mean) / (1 + lr p): stable for any
-    precision, where a gradient step would diverge beyond 2 / lr.
-
-    Attributes:
-        mean: parameters, client axis first.
-        precision_C: strength for each client; 0 for none.
-    """
-
-    mean: Parameters
-    precision_C: Tensor
-
-    def pull(self, params: Parameters, lr_A: Tensor) -> None:
-        """Apply the proximal step in place to the first A clients."""
-        strength_A = lr_A * self.precision_C[: len(lr_A)]
-        share_A = 1 / (1 + 1 / strength_A)  # s / (1 + s), but 1 where s overflows
-        for name, param in params.items():
-            share = share_A.reshape(-1, *[1] * (param.dim() - 1))
-            param.lerp_(self.mean[name][: len(lr_A)], share)
-
-    def take(self, index: Tensor) -> "Prior":
-        """The prior of the chosen clients."""
-        return Prior(take(self.mean, index), self.precision_C[index])
+from fedmoe.training.pool import Pool
+from fedmoe.training.terms import Prior, Step, Term, take, take_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +78,7 @@ class Cohort:
         )
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A trained cohort, in the caller's order of clients.
 
     Attributes:
@@ -168,28 +123,29 @@ def train_cohort(
     steps_C = steps_per_epoch(cohort.count_C, config.batch_size) * cohort.epochs_C
     order = np.argsort(-steps_C, kind="stable")
     chunks = [order[i : i + config.cohort_size] for i in range(0, len(order), config.cohort_size)]
-    parts = [trainer.train(cohort.take(chunk)) for chunk in chunks]
-    back = torch.empty(len(order), dtype=torch.int64)
-    back[torch.from_numpy(order)] = torch.arange(len(order))
-    return _join(parts, back)
+    draws: AbstractContextManager[None] = nullcontext()
+    if not isinstance(model, StackedModule):  # a user's module may have dropout
+        draws = _seeded(cohort)
+    with draws:
+        parts = [trainer.train(cohort.take(chunk)) for chunk in chunks]
+    back = torch.from_numpy(order.argsort())
+    return Trained(*(_join(column, back) for column in zip(*parts, strict=True)))
 
 
-def _join(parts: list[Trained], back: Tensor) -> Trained:
-    """Chunks end to end, then in the caller's order."""
+@contextmanager
+def _seeded(cohort: Cohort) -> Iterator[None]:
+    """Let torch's own generator repeat: modules draw from it, and take no other."""
+    with torch.random.fork_rng(devices=[]):
+        key = hash_keys(cohort.seed, cohort.round, int(cohort.client_C[0]))
+        torch.manual_seed(int(key) >> 1)
+        yield
 
-    def join(values: list[Tensor]) -> Tensor:
-        return (values[0] if len(values) == 1 else torch.cat(values))[back]
 
-    columns: dict[str, Parameters | Tensor] = {}
-    for column in fields(Trained):
-        values = [getattr(part, column.name) for part in parts]
-        if isinstance(values[0], dict):
-            columns[column.name] = {
-                name: join([value[name] for value in values]) for name in values[0]
-            }
-        else:
-            columns[column.name] = join(values)
-    return Trained(**columns)  # type: ignore[arg-type]
+def _join(values: Sequence[Any], back: Tensor) -> Any:
+    """One column of all chunks end to end, then in the caller's order."""
+    if isinstance(values[0], dict):
+        return {name: _join([value[name] for value in values], back) for name in values[0]}
+    return (values[0] if len(values) == 1 else torch.cat(tuple(values)))[back]
 
 
 @dataclass(frozen=True)
@@ -239,20 +195,17 @@ class _Trainer:
             )
         for term in cohort.terms:
             total_A = total_A + term(Step(self.forward, leaves, output, target, weight_AB))
-        grads = dict(
-            zip(leaves, torch.autograd.grad(total_A.sum(), list(leaves.values())), strict=True)
+        # A parameter that the output does not depend on has gradient zero.
+        found = torch.autograd.grad(
+            total_A.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
         )
+        grads = dict(zip(leaves, found, strict=True))
         views = {name: value[:active] for name, value in cohort.params.items()}
         self.optimizer.step(views, grads, take_first(state, active), lr_A)
         if cohort.prior is not None:
             cohort.prior.pull(views, lr_A)
         square_A = sum(g.square().reshape(active, -1).sum(dim=1) for g in grads.values())
         return sample_A.detach(), torch.as_tensor(square_A).sqrt()
-
-
-def take_first(tensors: Parameters, clients: int) -> Parameters:
-    """Views of the first clients of stacked tensors."""
-    return {name: value[:clients] for name, value in tensors.items()}
 
 
 def _summarise(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
-from fedmoe.models.base import ModelOutput, Parameters, stacked_forward
-from fedmoe.training.cohort import Pool
+from fedmoe.models.base import Parameters, stacked_forward
 from fedmoe.training.losses import sample_loss
+from fedmoe.training.pool import Pool
 
 
 class Evaluation(NamedTuple):
@@ -68,7 +68,7 @@ def evaluate_cohort(
         x = pool.x_ND[rows]
         output = forward(own, x.flatten(0, 1).unsqueeze(0) if shared else x)
         y = output.y.reshape(*rows.shape, -1)
-        scores = _sample_scores(task, output._replace(y=y), pool.y_N[rows])
+        scores = _sample_scores(task, y, pool.y_N[rows])
         totals[index] = (scores * real.unsqueeze(-1)).sum(dim=1)
     loss_C, correct_C, uncertainty_C = (totals / _at_least_one(count_C)).unbind(dim=1)
     if task.kind == "regression":
@@ -76,16 +76,16 @@ def evaluate_cohort(
     return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
 
 
-def _sample_scores(task: Task, output: ModelOutput, target: Tensor) -> Tensor:
+def _sample_scores(task: Task, y: Tensor, target: Tensor) -> Tensor:
     """(C, n, 3): loss, correct, uncertainty of each sample."""
-    loss = sample_loss(task)(output.y, target)
+    loss = sample_loss(task)(y, target)
     if task.kind == "regression":
         return torch.stack([loss, torch.zeros_like(loss), loss], dim=-1)
-    log_probs = output.y.log_softmax(dim=-1)
+    log_probs = y.log_softmax(dim=-1)
     # A task of one class is certain; rounding must not pass 1.
-    most = np.log(max(output.y.shape[-1], 2))
+    most = np.log(max(y.shape[-1], 2))
     entropy = (-(log_probs.exp() * log_probs).sum(dim=-1) / most).clamp_max(1.0)
-    return torch.stack([loss, (output.y.argmax(dim=-1) == target).float(), entropy], dim=-1)
+    return torch.stack([loss, (y.argmax(dim=-1) == target).float(), entropy], dim=-1)
 
 
 def _at_least_one(count_C: Ints) -> Tensor:

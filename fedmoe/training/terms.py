@@ -1,6 +1,8 @@
-"""Terms that a strategy or its guidance adds to each client's mean sample loss.
+"""What a strategy or its guidance adds to each client's mean sample loss.
 
-Letters: C clients still active, B batch, O outputs (classes), D features.
+Terms are added to the loss and differentiated; a prior is a proximal step of its own.
+
+Letters: C clients still active (A of all), B batch, O outputs (classes), D features.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,11 @@ from fedmoe.training.losses import cross_entropy
 def take(tensors: Mapping[str, Tensor], index: Tensor) -> Parameters:
     """The chosen clients of stacked tensors."""
     return {name: value[index] for name, value in tensors.items()}
+
+
+def take_first(tensors: Parameters, clients: int) -> Parameters:
+    """Views of the first clients of stacked tensors."""
+    return {name: value[:clients] for name, value in tensors.items()}
 
 
 class Step(NamedTuple):
@@ -103,3 +110,32 @@ class Rehearsal:
     def take(self, index: Tensor) -> "Rehearsal":
         """See `Term`."""
         return Rehearsal(self.prototypes[index], self.weight[index])
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A Gaussian prior N(mean, 1 / precision) on each client's parameters.
+
+    The penalty precision / 2 ||w - mean||^2 (in units of the mean sample loss) is applied as a
+    proximal step after each optimiser step, w <- (w + lr p mean) / (1 + lr p): stable for any
+    precision, where a gradient step would diverge beyond 2 / lr.
+
+    Attributes:
+        mean: parameters, client axis first.
+        precision_C: strength for each client; 0 for none.
+    """
+
+    mean: Parameters
+    precision_C: Tensor
+
+    def pull(self, params: Parameters, lr_A: Tensor) -> None:
+        """Apply the proximal step in place to the first A clients."""
+        strength_A = lr_A * self.precision_C[: len(lr_A)]
+        share_A = 1 / (1 + 1 / strength_A)  # s / (1 + s), but 1 where s overflows
+        for name, param in params.items():
+            share = share_A.reshape(-1, *[1] * (param.dim() - 1))
+            param.lerp_(self.mean[name][: len(lr_A)], share)
+
+    def take(self, index: Tensor) -> "Prior":
+        """The prior of the chosen clients."""
+        return Prior(take(self.mean, index), self.precision_C[index])

@@ -73,7 +73,7 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "num_threads": 1,
         },
         "strategy": {"name": "fedavg", "fraction_train": 1.0},
-        "meta_learner": {"policies": ["prior", "prototypes"], "prototype_strength": 1.0},
+        "meta_learner": {"policies": ["prior", "prototypes"], "prototype_strength": 2.0},
         "runtime": {
             "name": "inprocess",
             "timeout": 3600.0,
@@ -137,7 +137,7 @@ def test_scarcity_is_the_experiment_of_five_unlike_clients() -> None:
         "fedavg",
     )
     assert (config.rounds, config.training.epochs, config.training.momentum) == (5, 5, 0.0)
-    assert (config.training.learning_rate, config.name) == (0.05, "scarcity")
+    assert (config.training.learning_rate, config.name) == (0.01, "scarcity")
 
 
 # ------------------------------------------------------------------------ precedence

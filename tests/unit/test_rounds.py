@@ -137,7 +137,7 @@ def loop_of(
         config=config,
         strategy=strategy or FedAvg(seed=config.seed),
         grid=script.grid,
-        standing=Standing(to_record(START), min_delta=config.stopping.min_delta),
+        standing=Standing(to_record(START)),
         client_of=script.grid.client_id,
         on_round=records.append,
     )
@@ -265,7 +265,7 @@ def test_a_bad_client_fails_alone(
         "num_examples": None, "loss": None, "bytes_up": 0,
     }  # fmt: skip
     assert [one["status"] for one in second.clients] == ["ok", "failed", "ok", "ok", "ok"]
-    assert f"round 2, client 1 failed: {reason}" in caplog.messages
+    assert f"round 2, client 1 failed to train: {reason}" in caplog.messages
     up = sum(one["bytes_up"] for one in second.clients)
     assert (
         first.metrics["bytes"]["up"] - second.metrics["bytes"]["up"]
@@ -284,8 +284,31 @@ def test_a_bad_evaluation_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fedmoe"):
         ran = run(Script(validation=[0.5], spoil_evaluation=spoil), rounds=1)
     assert ran.records[0].metrics["test"]["global"]["accuracy"]["mean"] == pytest.approx(0.15)
-    assert caplog.messages == ["client 4 did not evaluate: no data"]
+    assert caplog.messages == ["round 1, client 4 failed to evaluate: no data"]
     assert ran.records[0].metrics["train"]["failures"] == 0
+
+
+def test_clients_that_are_not_in_the_scores_are_counted() -> None:
+    def spoil(client: int, number: int, content: RecordDict) -> Answered:
+        return Error(2, "no data") if number == 2 and client > 2 else content
+
+    ran = run(Script(validation=[0.5, 0.5, 0.5], spoil_evaluation=spoil), rounds=3)
+    assert [record.metrics["missing"] for record in ran.records] == [0, 2, 0]
+    assert ran.loop.standing.missing == 0
+    shorter = run(Script(validation=[0.5, 0.5], spoil_evaluation=spoil), rounds=2)
+    assert shorter.loop.standing.missing == 2
+
+
+def test_a_client_that_goes_on_failing_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def spoil(client: int, number: int, content: RecordDict) -> Answered:
+        return Error(2, "down") if client == 1 and number in (1, 2, 4) else content
+
+    with caplog.at_level(logging.WARNING, logger="fedmoe"):
+        run(Script(spoil=spoil), rounds=4)
+    assert caplog.messages == [
+        "round 1, client 1 failed to train: down",
+        "round 4, client 1 failed to train: down",  # it had recovered in between
+    ]
 
 
 # -------------------------------------------------------------------------------- void rounds

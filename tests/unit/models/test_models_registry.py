@@ -189,8 +189,15 @@ def test_dropout_differs_between_clients() -> None:
 
 def test_a_model_with_buffers_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match=r"Sequential has buffers \(1\.running_mean,.*GroupNorm"):
+    with pytest.raises(ConfigError, match=r"Sequential has buffers \(1\.running_mean,.*GroupNorm"):
         parameters_of(model)
     assert set(parameters_of(nn.Sequential(nn.Linear(4, 3), nn.GroupNorm(1, 3)))) == {
         "0.weight", "0.bias", "1.weight", "1.bias",
     }  # fmt: skip
+
+
+def test_a_model_with_frozen_parameters_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"frozen parameters \(0\.bias\)"):
+        parameters_of(model)

@@ -13,7 +13,8 @@ from training_oracle import MODELS, OUT, D, Dropping, Kind, Setup, make_config
 
 from fedmoe.models import Parameters
 from fedmoe.training.batches import Schedule, make_schedule
-from fedmoe.training.cohort import Cohort, Pool, Trained, train_cohort
+from fedmoe.training.cohort import Cohort, Trained, train_cohort
+from fedmoe.training.pool import Pool
 
 COLUMNS = ("first_loss_C", "final_loss_C", "mean_grad_C", "std_grad_C")
 
@@ -270,3 +271,34 @@ def test_training_turns_dropout_on() -> None:
         )
     without = train(setup, setup.cohort())
     assert not torch.allclose(trained.params["weight"], without.params["weight"])
+
+
+def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator_alone() -> None:
+    setup, model = plain_setup(model="linear", counts=[40, 7], epochs=[1, 1]), Dropping(D, OUT)
+
+    def trained_weight(seed: int) -> Tensor:
+        cohort = replace(setup.cohort(), seed=seed)
+        return train_cohort(model, setup.task, setup.pool, setup.config, cohort).params["weight"]
+
+    before = torch.random.get_rng_state()
+    first = trained_weight(0)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.rand(3)  # whatever is drawn between two runs does not matter
+    again, other = trained_weight(0), trained_weight(1)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_a_parameter_that_is_not_used_stays_as_it_is() -> None:
+    class Idle(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(D, OUT)
+            self.idle = nn.Parameter(torch.ones(2))
+
+    setup = plain_setup(model="linear", counts=[5, 9], epochs=[1, 1])
+    cohort = setup.cohort()
+    cohort.params["idle"] = torch.ones(2, 2, dtype=torch.float64)
+    config = replace(setup.config, weight_decay=0.0)
+    trained = train_cohort(Idle(), setup.task, setup.pool, config, cohort)
+    assert torch.equal(trained.params["idle"], cohort.params["idle"])
+    assert not torch.allclose(trained.params["weight"], cohort.params["weight"])

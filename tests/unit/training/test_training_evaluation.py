@@ -11,8 +11,8 @@ from training_oracle import MODELS, OUT, D, Dropping, Setup, make_config, plain_
 
 from fedmoe.data import Task
 from fedmoe.models import Linear, Parameters
-from fedmoe.training.cohort import Pool
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
+from fedmoe.training.pool import Pool
 
 
 def evaluate(

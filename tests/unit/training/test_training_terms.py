@@ -6,9 +6,8 @@ from torch.nn import functional
 
 from fedmoe.data import Task
 from fedmoe.models import Linear, Parameters, stacked_forward
-from fedmoe.training.cohort import Prior
 from fedmoe.training.losses import cross_entropy, sample_loss, squared_error
-from fedmoe.training.terms import Proximal, Rehearsal, Step, take
+from fedmoe.training.terms import Prior, Proximal, Rehearsal, Step, take
 
 C, B, D, OUT = 4, 5, 3, 2
 MODEL = Linear(D, OUT)

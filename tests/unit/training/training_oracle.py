@@ -20,12 +20,12 @@ from fedmoe.data.federation import Ints
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import make_schedule
-from fedmoe.training.cohort import Cohort, Pool, Prior
-from fedmoe.training.terms import Proximal, Rehearsal, Term
+from fedmoe.training.cohort import Cohort
+from fedmoe.training.pool import Pool
+from fedmoe.training.terms import Prior, Proximal, Rehearsal, Term
 
 Kind = Literal["classification", "regression"]
 D, OUT, EXPERTS, TOP_K, HIDDEN = 3, 3, 4, 2, 5
-torch.set_num_threads(1)  # on tensors this small, waiting for a second thread costs most
 MODELS = ("linear", "mlp", "moe", "custom")
 
 
