@@ -38,12 +38,14 @@ class RoundRecord:
         metrics: the round's line of `metrics.jsonl`.
         clients: one line each of `clients.jsonl`.
         insights: one line each of `insights.jsonl`.
+        findings: the round's line of `findings.jsonl`, where a MetaLearner learned.
     """
 
     round: int
     metrics: dict[str, Any]
     clients: list[dict[str, Any]]
     insights: list[dict[str, Any]]
+    findings: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class RoundLoop:
             metrics=metrics,
             clients=self._client_records(number, trained),
             insights=[insight.as_json() for insight in insights],
+            findings=getattr(self.strategy, "findings", None) if insights else None,
         )
 
     def _train(self, number: int) -> tuple[_Phase, MetricRecord | None, bool]:

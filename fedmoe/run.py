@@ -29,7 +29,7 @@ from fedmoe.tracking import (
 )
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
-LINE_FILES = ("metrics.jsonl", "clients.jsonl", "insights.jsonl")
+LINE_FILES = ("metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl")
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -134,6 +134,8 @@ class FederationRun:
         # The round's own line comes last: where it stands, the others are whole.
         self.directory.append_many("clients.jsonl", record.clients)
         self.directory.append_many("insights.jsonl", record.insights)
+        if record.findings is not None:
+            self.directory.append("findings.jsonl", record.findings)
         self.directory.append("metrics.jsonl", record.metrics)
 
     def _checkpoint(self) -> None:

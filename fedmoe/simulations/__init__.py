@@ -1,11 +1,12 @@
 """Runtimes that simulate a federation on one machine."""
 
-import logging
+import json
 from pathlib import Path
 from typing import Any
 
 from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import to_json
+from fedmoe.errors import FedmoeError
 from fedmoe.run import FederationRun
 from fedmoe.schema import ExperimentConfig
 from fedmoe.simulations.inprocess import InProcessGrid
@@ -18,8 +19,6 @@ from fedmoe.tracking import (
 )
 
 __all__ = ["InProcessGrid", "run_experiment"]
-
-_LOG = logging.getLogger("fedmoe.simulations")
 
 
 def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
@@ -42,7 +41,13 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
     with directory, configure_logging(config.tracking, directory.path / "run.log"):
         _limit_threads(config)
         config_json = to_json(config)
-        experiment = load_experiment(config_json)
+        try:
+            experiment = load_experiment(config_json)
+        except FedmoeError as error:
+            failed = {"name": config.name, "status": "failed", "reason": str(error)}
+            directory.write_json("config.json", json.loads(config_json))
+            directory.write_json("summary.json", failed)
+            raise
         grid = InProcessGrid(config_json, experiment.data.num_clients)
         run = FederationRun(experiment, grid, directory, grid.client_id, clients=grid)
         try:

@@ -37,6 +37,7 @@ class InsightExchange(Local):
         task: what an insight's payloads are checked against.
         client_of: the client id that each node gave first; it must keep to it.
         new_insights: the last round's insights, for the run's records.
+        findings: what the MetaLearner made of them, see `insight.meta_learner.aggregate`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class InsightExchange(Local):
         self.config, self.meta_learner, self.task = config, meta_learner, task
         self.client_of: dict[int, int] = {}
         self.new_insights: list[Insight] = []
+        self.findings: dict[str, Any] = {}
         self._round = 0
         self._node_of: dict[int, int] = {}
         self._accepted: dict[int, Insight] = {}
@@ -108,8 +110,7 @@ class InsightExchange(Local):
         good = [reply for reply in replies if self._is_good(reply)]
         accepted = [self._accepted[reply.metadata.src_node_id] for reply in good]
         self.new_insights = sorted(accepted, key=lambda one: one.client_id)
-        summary = self.meta_learner.observe(server_round, self.new_insights)
-        _LOG.debug("round %d: %s", server_round, summary)
+        self.findings = self.meta_learner.observe(server_round, self.new_insights)
         return super().aggregate_train(server_round, good)
 
     def _is_good(self, reply: Message) -> bool:

@@ -102,6 +102,11 @@ def test_stage_3_of_scarcity_gathers_25_insights_and_no_weights() -> None:
     insights = lines(path, "insights.jsonl")
     told = [(one["round"], one["client_id"]) for one in insights]
     assert told == [(r, c) for r in range(1, 6) for c in range(5)]
+    findings = lines(path, "findings.jsonl")
+    assert [one["insights"] for one in findings] == [5] * 5
+    assert all(
+        set(one["high_uncertainty"] + one["low_uncertainty"]) == set(range(5)) for one in findings
+    )
     errors = mse_by_round(path, "personalised")
     assert all(later < earlier for earlier, later in pairwise(errors))
     assert summary(path)["final"]["global"] is None

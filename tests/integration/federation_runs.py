@@ -75,8 +75,7 @@ def lines(path: Path, file: str) -> list[dict[str, Any]]:
 
 
 def all_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
-    files = ("metrics.jsonl", "clients.jsonl", "insights.jsonl")
-    return {file: lines(path, file) for file in files}
+    return {file.name: lines(path, file.name) for file in sorted(path.glob("*.jsonl"))}
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:

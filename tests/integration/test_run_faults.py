@@ -199,3 +199,13 @@ def test_no_test_data_is_no_reason_to_fail(tmp_path: Path) -> None:
         assert summary["status"] == "completed"
         assert summary["final"] == {"global": None, "personalised": None}
         assert summary["objective"] is not None
+
+
+def test_data_that_cannot_be_had_leave_a_summary_that_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    words = ["data=table", "data.path=nowhere.csv", "data.target=y"]
+    code = main([*words, f"hydra.run.dir={path}"])
+    summary = json.loads((path / "summary.json").read_text())
+    assert code == 1
+    assert summary["status"] == "failed" and "nowhere.csv" in summary["reason"]
+    assert json.loads((path / "config.json").read_text())["data"]["name"] == "table"
