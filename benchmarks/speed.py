@@ -1,6 +1,6 @@
 """How long a round takes: ours, a loop over `NumPyClient.fit`, and Flower's own simulation.
 
-    python benchmarks/speed.py [--clients 100] [--repeats 7] [--models linear mlp moe] [--flower]
+    python benchmarks/speed.py [--clients 100] [--repeats 7] [--models linear mlp moe] [--no-flower]
 
 Every side trains the same clients on the same data (digits, Dirichlet 0.5, batch 32, one local
 epoch, SGD) and averages their weights:
@@ -70,7 +70,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds of each side")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--flower", action="store_true", help="Flower's Ray simulation as well")
+    parser.add_argument(
+        "--flower", action=argparse.BooleanOptionalAction, default=True,
+        help="Flower's Ray simulation as well",
+    )  # fmt: skip
     options = parser.parse_args(words)
     console = Console()
     with_flower = options.flower and importlib.util.find_spec("ray") is not None
