@@ -90,42 +90,44 @@ class ReplyGuard:
         if size > self.config.max_reply_bytes:
             raise ReplyError(f"{size} bytes, at most {self.config.max_reply_bytes} are allowed")
         training = request.metadata.message_type == MessageType.TRAIN
-        self._check_metrics(content, minimum=1 if training else 0)
-        sent_arrays = request.content.get(words.ARRAYS) if training else None
-        for key, record in content.items():
-            if not isinstance(record, ArrayRecord):
-                continue
-            if key == words.ARRAYS and not isinstance(sent_arrays, ArrayRecord):
-                raise ReplyError("weights were not asked for")
-            check_arrays(key, record, expected.signature(sent_arrays, key))
-        arrays = content.get(words.ARRAYS)
-        if isinstance(sent_arrays, ArrayRecord) and not isinstance(arrays, ArrayRecord):
+        self._check_counts(content.get(words.METRICS), least=1 if training else 0)
+        sent = request.content.get(words.ARRAYS) if training else None
+        asked = isinstance(sent, ArrayRecord)
+        if asked and not isinstance(content.get(words.ARRAYS), ArrayRecord):
             raise ReplyError("the reply has no arrays")
+        for key, record in content.items():
+            if isinstance(record, MetricRecord):
+                _check_finite(record)
+            elif isinstance(record, ArrayRecord):
+                if key == words.ARRAYS and not asked:
+                    raise ReplyError("weights were not asked for")
+                check_arrays(key, record, expected.signature(sent, key))
         if training and self._own_check is not None:
             self._own_check(reply)
         return size
 
-    def _check_metrics(self, content: RecordDict, minimum: int) -> None:
-        metrics = content.get(words.METRICS)
+    def _check_counts(self, metrics: object, least: int) -> None:
+        """Each metric is one number, and those that weigh others are plausible."""
         if not isinstance(metrics, MetricRecord):
             raise ReplyError("the reply has no metrics")
-        self._check_count(words.NUM_EXAMPLES, metrics.get(words.NUM_EXAMPLES), minimum)
+        self._check_count(words.NUM_EXAMPLES, metrics.get(words.NUM_EXAMPLES), least)
         for name, value in metrics.items():
             if isinstance(value, list):
                 raise ReplyError(f"metric {name}: must be one number, got a list")
             if name.endswith(words.NUM_EXAMPLES):  # scores are weighted by these
                 self._check_count(name, value, 0)
-        for record in content.values():
-            if isinstance(record, MetricRecord):
-                for name, value in record.items():
-                    values = value if isinstance(value, list) else [value]
-                    if not all(math.isfinite(v) for v in values):
-                        raise ReplyError(f"metric {name}={value}: must be finite")
 
     def _check_count(self, name: str, value: object, least: int) -> None:
         most = self.config.max_examples
         if type(value) is not int or not least <= value <= most:  # True would pass isinstance
             raise ReplyError(f"{name}={value}: must be a whole number {least}..{most}")
+
+
+def _check_finite(record: MetricRecord) -> None:
+    for name, value in record.items():
+        values = value if isinstance(value, list) else (value,)
+        if not all(map(math.isfinite, values)):
+            raise ReplyError(f"metric {name}={value}: must be finite")
 
 
 def _refuse_odd_contents(result: Inspection) -> None:
@@ -134,9 +136,13 @@ def _refuse_odd_contents(result: Inspection) -> None:
     Strategies average metrics by name, and Flower's own refuse the whole round if one reply has
     a record more than the others.
     """
-    labels = [_labels(reply.content) for reply in result.good]
-    if len(set(labels)) <= 1:
+    kinds = {
+        (tuple(r.content), tuple(map(type, r.content.values())), tuple(r.content[words.METRICS]))
+        for r in result.good
+    }
+    if len(kinds) <= 1:
         return
+    labels = [_labels(reply.content) for reply in result.good]
     usual = Counter(labels).most_common(1)[0][0]
     for reply, own in zip(result.good, labels, strict=True):
         if own != usual:

@@ -5,11 +5,12 @@ that fails, each is tried alone, so that only the client at fault gets an error 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import NamedTuple, cast
 
 from flwr.app import (
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
@@ -68,33 +69,50 @@ def _read(message: Message, context: Context) -> Request:
     arrays = content.get(words.ARRAYS)
     if arrays is not None and not isinstance(arrays, ArrayRecord):
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
-    if message.metadata.message_type == MessageType.EVALUATE:
+    kind = message.metadata.message_type
+    if kind == MessageType.EVALUATE:
         return EvaluateRequest(client=client, state=state, arrays=arrays)
-    if message.metadata.message_type != MessageType.TRAIN:
-        raise ValueError(f"no handler for messages of type {message.metadata.message_type!r}")
+    if kind != MessageType.TRAIN:
+        raise ValueError(f"no handler for messages of type {kind!r}")
     config = words.get_config(content)
-    wanted = config.get(words.WANTED_PAYLOADS)
-    return TrainRequest(
-        client=client,
-        round=_whole(config, words.SERVER_ROUND, 0),
-        state=state,
-        arrays=arrays,
-        guidance=words.get_guidance(content),
-        proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
+    values = [config.get(key) for key in _SETTINGS]
+    if any(type(value) is list for value in values):
+        raise ValueError(f"config has a list where one value is needed: {dict(config)}")
+    settings = _settings(*cast(list[Hashable], values))
+    guidance = words.get_guidance(content)
+    return TrainRequest(client, settings.round, state, arrays, guidance, *settings[1:])
+
+
+class _Settings(NamedTuple):
+    """A train message's settings; most messages of a round have the same."""
+
+    round: int
+    proximal_mu: float
+    payloads: tuple[str, ...] | None
+    prototype_min_count: int
+
+
+_SETTINGS = (
+    words.SERVER_ROUND, words.PROXIMAL_MU, words.WANTED_PAYLOADS, words.PROTOTYPE_MIN_COUNT,
+)  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _settings(round: object, mu: object, wanted: object, min_count: object) -> _Settings:
+    return _Settings(
+        round=int(_number(words.SERVER_ROUND, round, 0)),
+        proximal_mu=_number(words.PROXIMAL_MU, mu, 0.0),
         payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
-        prototype_min_count=_whole(config, words.PROTOTYPE_MIN_COUNT, 1),
+        prototype_min_count=int(_number(words.PROTOTYPE_MIN_COUNT, min_count, 1)),
     )
 
 
-def _number(config: ConfigRecord, key: str, default: float) -> float:
-    value = config.get(key, default)
+def _number(key: str, value: object, default: float) -> float:
+    if value is None:
+        return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"config {key!r} must be a number, got {value!r}")
     return float(value)
-
-
-def _whole(config: ConfigRecord, key: str, default: int) -> int:
-    return int(_number(config, key, default))
 
 
 def _answer_group(group: list[Pending]) -> list[RecordDict | Error]:

@@ -4,7 +4,7 @@ Flower's messages (`answer.py`) and its NumPy interface (`numpy_client.py`) are 
 these.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, RecordDict
 
@@ -14,8 +14,7 @@ MODEL = "model"  # keys of a client's private state
 OPTIMIZER = "optimizer"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
+class TrainRequest(NamedTuple):
     """Train on the client's own data.
 
     Attributes:
@@ -47,8 +46,7 @@ class TrainRequest:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Update:
+class Update(NamedTuple):
     """What training gave.
 
     Attributes:
@@ -66,8 +64,7 @@ class Update:
     insight: Insight | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
+class EvaluateRequest(NamedTuple):
     """Score a model on the client's validation and test data.
 
     Attributes:

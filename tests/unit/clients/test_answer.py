@@ -117,6 +117,10 @@ def send_text_as_number(message: Message) -> None:
     message.content["config"] = ConfigRecord({"proximal-mu": "a lot"})
 
 
+def send_a_list_of_numbers(message: Message) -> None:
+    message.content["config"] = ConfigRecord({"proximal-mu": [0.1, 0.2]})
+
+
 def send_unknown_guidance(message: Message) -> None:
     message.content["guidance"] = to_record({"weights": np.ones(3, np.float32)})
 
@@ -138,6 +142,7 @@ def send_another_configuration(message: Message) -> None:
         (send_missing_array, "bias"),
         (send_metrics_as_arrays, "must be an ArrayRecord"),
         (send_text_as_number, "'proximal-mu' must be a number, got 'a lot'"),
+        (send_a_list_of_numbers, "a list where one value is needed"),
         (send_unknown_guidance, "unknown parts"),
         (send_misshapen_guidance, "guidance prototypes has shape"),
         (send_another_configuration, "no such key"),
