@@ -201,7 +201,6 @@ class FederationRun:
 @contextmanager
 def _settled_heap() -> Iterator[None]:
     """Spare the garbage collector what is there before the first round: a tenth of its time."""
-    gc.collect()
     gc.freeze()
     try:
         yield
