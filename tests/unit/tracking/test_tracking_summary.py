@@ -2,7 +2,6 @@ import io
 import math
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +113,9 @@ def test_git_that_hangs_or_is_missing(
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     assert git_commit() is None
-    (folder / "git").write_text("#!/bin/sh\nexec /bin/sleep 20\n")
+    (folder / "git").write_text("#!/bin/sh\n/bin/sleep 20\n/bin/echo abc\n")
     (folder / "git").chmod(0o755)
-    start = time.monotonic()
-    assert git_commit() is None
-    assert time.monotonic() - start < 5
+    assert git_commit() is None  # not abc: it is not waited for
 
 
 def shown(values: dict[str, object], run_dir: Path) -> str:
