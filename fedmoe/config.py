@@ -169,7 +169,9 @@ def _explain(problem: ErrorDetails, words: Sequence[Word]) -> str:
     if kind == "json_invalid":
         return f"the configuration is not valid JSON text: {problem['ctx']['error']}"
     if not path:
-        return f"the configuration {_rule(problem)}"
+        return str(problem["ctx"]["error"]) if kind == "value_error" else (
+            f"the configuration {_rule(problem)}"
+        )  # fmt: skip
     renamed = [word for word in words if word.text.startswith(f"{path[0]}.name=")]
     if renamed and kind != "union_tag_invalid":
         option = renamed[-1].text.partition("=")[2]

@@ -20,6 +20,8 @@ class ConfigError(FedmoeError):
 class DataError(FedmoeError):
     """Data that cannot be had, read, or partitioned as asked."""
 
+    exit_code = 2
+
 
 class RunError(FedmoeError):
     """A run that cannot start or go on: a bad checkpoint, no usable reply."""

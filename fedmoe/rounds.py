@@ -23,8 +23,10 @@ from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
 from fedmoe.strategies.sampling import seeded_random
+from fedmoe.tracking.log import FILE_ONLY
 
 _LOG = logging.getLogger("fedmoe.rounds.RoundLoop")
+_SHOWN_FAILURES = 5  # on the console; all are in clients.jsonl and, at DEBUG, in the log file
 # What strategies raise on replies that they cannot merge; anything else is a defect of theirs.
 _CANNOT_MERGE = (AppExitException, ValueError, ArithmeticError)
 
@@ -92,6 +94,7 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
+        self._check_nodes()
         status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
@@ -103,6 +106,13 @@ class RoundLoop:
             raise RunError(f"every round was void; the last one: {self._void_reason}")
         return status
 
+    def _check_nodes(self) -> None:
+        """Refuse a strategy that would wait for ever: `sample_nodes` of Flower's knows no end."""
+        connected = len(list(self.grid.get_node_ids()))
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            if (wanted := getattr(self.strategy, name, 0)) > connected:
+                raise RunError(f"the strategy's {name} is {wanted}, but {connected} are connected")
+
     def _one_round(self, number: int) -> RoundRecord:
         started = time.perf_counter()
         trained, train_metrics, void = self._train(number)
@@ -113,11 +123,17 @@ class RoundLoop:
             evaluated = self._evaluate(number)
             validation = federation_scores(evaluated.inspection.good, "validation")
             test = federation_scores(evaluated.inspection.good, "test")
-            # Leaving clients out flatters a method, so that it has to be said.
-            self.standing.missing = missing = len(evaluated.inspection.failures)
+            # Leaving clients out flatters a method, so that it has to be said; that goes for
+            # those that failed and for those that the strategy did not ask.
+            everyone = len(list(self.grid.get_node_ids()))
+            self.standing.missing = missing = everyone - len(evaluated.inspection.good)
             bytes_up += sum(evaluated.inspection.bytes_up.values())
             bytes_down += sum(evaluated.bytes_down.values())
         seconds = time.perf_counter() - started
+        _LOG.info(
+            "round %d: %d clients trained, %d failed%s", number, len(trained.inspection.good),
+            len(trained.inspection.failures), "; void" if void else "", extra=FILE_ONLY,
+        )  # fmt: skip
         self.standing.finish_round(
             number, validation, test, (bytes_up, bytes_down), seconds,
             self.config.stopping.min_delta,
@@ -150,7 +166,7 @@ class RoundLoop:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
         phase = self._exchange(number, evaluate=False)
         self._report(number, "train", phase)
-        metrics, reason = self._aggregate(number, phase.inspection.good)
+        metrics, reason = self._aggregate(number, phase)
         if reason is None:
             self.standing.valid_rounds += 1
         else:
@@ -158,13 +174,11 @@ class RoundLoop:
             _LOG.warning("round %d is void: %s", number, reason)
         return phase, metrics, reason is not None
 
-    def _aggregate(
-        self, number: int, good: list[Message]
-    ) -> tuple[MetricRecord | None, str | None]:
+    def _aggregate(self, number: int, phase: _Phase) -> tuple[MetricRecord | None, str | None]:
         """The strategy's step; returns its metrics, or why the round is void."""
-        least = self.config.runtime.min_replies
+        good, least = phase.inspection.good, self.config.runtime.min_replies
         if len(good) < least:
-            return None, f"{len(good)} good replies, {least} needed"
+            return None, f"{len(good)} good replies, {least} needed{self._example(phase)}"
         try:
             arrays, metrics = self.strategy.aggregate_train(number, good)
         except _CANNOT_MERGE as error:
@@ -174,6 +188,12 @@ class RoundLoop:
         if arrays is not None:
             self.standing.arrays = same_dtypes(arrays, self.standing.arrays)
         return metrics, None
+
+    def _example(self, phase: _Phase) -> str:
+        """One client's reason, for a message about many."""
+        for node, reason in sorted(phase.inspection.failures.items()):
+            return f" (client {self.client_of(node)}: {reason})"
+        return ""
 
     def _evaluate(self, number: int) -> _Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
@@ -186,13 +206,19 @@ class RoundLoop:
         return phase
 
     def _report(self, number: int, task: str, phase: _Phase) -> None:
-        """Warn of a client that fails; one that goes on failing is a matter for the log file."""
-        for node, reason in phase.inspection.failures.items():
-            client = self.client_of(node)
-            level = logging.DEBUG if (client, task) in self._failing else logging.WARNING
+        """Warn of clients that fail; those that go on failing are a matter for the log file."""
+        failures = {self.client_of(n): reason for n, reason in phase.inspection.failures.items()}
+        new = [client for client in sorted(failures) if (client, task) not in self._failing]
+        self._failing = {one for one in self._failing if one[1] != task}
+        self._failing |= {(client, task) for client in failures}
+        for place, client in enumerate(sorted(failures, key=lambda c: c not in new)):
+            shown = client in new and (place < _SHOWN_FAILURES or len(new) <= _SHOWN_FAILURES)
+            level = logging.WARNING if shown else logging.DEBUG
+            reason = failures[client]
             _LOG.log(level, "round %d, client %s failed to %s: %s", number, client, task, reason)
-        failed = {(self.client_of(node), task) for node in phase.inspection.failures}
-        self._failing = {one for one in self._failing if one[1] != task} | failed
+        if len(new) > _SHOWN_FAILURES:
+            more = len(new) - _SHOWN_FAILURES
+            _LOG.warning("round %d, %d more clients failed to %s", number, more, task)
 
     def _exchange(self, number: int, *, evaluate: bool) -> _Phase:
         """Configure, send, receive, inspect."""

@@ -22,6 +22,7 @@ from fedmoe.standing import Standing
 from fedmoe.strategies import build_strategy
 from fedmoe.strategies.state import restore_strategy, strategy_state
 from fedmoe.tracking import (
+    FILE_ONLY,
     RunDirectory,
     git_commit,
     load_checkpoint,
@@ -89,6 +90,11 @@ class FederationRun:
         if self.config.resume is not None:
             self._resume()
         self.directory.write_json("config.json", _plain_config(self.config))
+        data = self.experiment.data
+        _LOG.info(
+            "%s: %s (%s) among %d clients, seed %d", self.config.name, data.name, data.origin,
+            data.num_clients, self.config.seed, extra=FILE_ONLY,
+        )  # fmt: skip
         status = "failed"
         reason: str | None = None
         try:
@@ -100,6 +106,7 @@ class FederationRun:
             status, reason = "failed", str(error) or type(error).__name__
             raise
         finally:
+            _LOG.info("%s after round %d", status, self.standing.round, extra=FILE_ONLY)
             summary = self.summary(status, reason)
             self.directory.write_json("summary.json", summary)
         return summary
@@ -151,6 +158,7 @@ class FederationRun:
             arrays |= {f"clients/{k}": a for k, a in self.clients.state().items()}
         values = {"standing": self.standing.as_json(), "strategy": strategy_values}
         save_checkpoint(self.directory.path, self.standing.round, arrays, values)
+        _LOG.info("checkpoint of round %d", self.standing.round, extra=FILE_ONLY)
         self._saved_round = self.standing.round
 
     def _resume(self) -> None:
@@ -180,7 +188,7 @@ class FederationRun:
             **({"reason": reason} if reason else {}),
             "rounds": standing.round,
             "final": standing.final or nothing,
-            "best": standing.best or nothing,
+            "best": standing.best or {**nothing, "round": None},
             "missing": standing.missing,
             "objective": standing.best_objective,
             "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},

@@ -206,7 +206,7 @@ def _insights(
     first = requests[0]
     if first.payloads is None:
         return [None] * len(requests)
-    held_out = _evaluate(experiment, trained.params, cohort.client_C, "validation")
+    uncertainty_C = _uncertainty(experiment, cohort, trained)
     payloads = make_payloads(experiment, first.payloads, cohort, first.prototype_min_count)
     mean_grad, std_grad = trained.mean_grad_C.tolist(), trained.std_grad_C.tolist()
     before, after = trained.first_loss_C.tolist(), trained.final_loss_C.tolist()
@@ -220,9 +220,23 @@ def _insights(
             loss_improvement=before[row] - after[row],
             mean_grad=mean_grad[row],
             std_grad=std_grad[row],
-            uncertainty=float(held_out.uncertainty_C[row]),
+            uncertainty=uncertainty_C[row],
             volatility=std_grad[row] / (mean_grad[row] + 1e-8),
             payload=payloads[row],
         )
         for row, request in enumerate(requests)
     ]
+
+
+def _uncertainty(experiment: Experiment, cohort: Cohort, trained: Trained) -> list[float]:
+    """Predictive uncertainty on the validation part.
+
+    Of a client that has none it is that on the training part: too low, but not the 0 of
+    somebody who knows everything.
+    """
+    held_out = _evaluate(experiment, trained.params, cohort.client_C, "validation")
+    if held_out.count_C.all():
+        return held_out.uncertainty_C.tolist()
+    seen = _evaluate(experiment, trained.params, cohort.client_C, "train")
+    has_some = torch.from_numpy(held_out.count_C > 0)
+    return torch.where(has_some, held_out.uncertainty_C, seen.uncertainty_C).tolist()

@@ -30,7 +30,7 @@ class FedMoEClient(NumPyClient):
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """The initial parameters, in the model's order of names."""
         del config
-        return [value.numpy() for value in self.experiment.initial.values()]
+        return [value.numpy().copy() for value in self.experiment.initial.values()]
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]

@@ -48,7 +48,18 @@ def resumed_config(typed: ExperimentConfig, words: Sequence[Word]) -> Experiment
                 f"{word.shown}: cannot change when a run is resumed; "
                 f"allowed: {', '.join(_MAY_CHANGE)}"
             )
+    _check_rounds(Path(typed.resume), saved["rounds"])
     return dataclasses.replace(validate(saved), resume=typed.resume)
+
+
+def _check_rounds(directory: Path, rounds: int) -> None:
+    """A run cannot end before where it is."""
+    try:
+        done = json.loads((directory / "summary.json").read_text())["rounds"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # it was killed: the checkpoint tells
+    if isinstance(done, int) and rounds < done:
+        raise ConfigError(f"rounds={rounds}: {directory} has {done} rounds already")
 
 
 def _set(saved: dict[str, Any], key: str, wanted: dict[str, Any]) -> None:

@@ -214,7 +214,10 @@ def _refuse_too_few(dataset: Dataset, name: str, num_clients: int, min_samples: 
 
 def _refuse_regression(dataset: Dataset, name: str) -> None:
     if dataset.task.kind != "classification":
-        raise DataError(f"{name}: needs class labels, {dataset.name} is a regression task")
+        natural = (
+            "" if dataset.client_N is None else "; it has clients of its own: partition=natural"
+        )
+        raise DataError(f"{name}: needs class labels, {dataset.name} is a regression task{natural}")
 
 
 def _refuse_too_many_groups(config: RotationConfig | LabelPermutationConfig) -> None:

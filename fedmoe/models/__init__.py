@@ -13,6 +13,7 @@ from fedmoe.models.base import (
     ModelOutput,
     Parameters,
     StackedModule,
+    as_output,
     parameters_of,
     stacked_forward,
 )
@@ -80,4 +81,32 @@ def _custom(name: str, task: Task, options: dict[str, Any]) -> nn.Module:
     if name not in _FACTORIES:
         known = ", ".join(sorted(_FACTORIES)) or "none (see fedmoe.models.register)"
         raise ConfigError(f"model.factory={name}: no such registered model; registered: {known}")
-    return _FACTORIES[name](task, **options)
+    try:
+        model = _FACTORIES[name](task, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.options={options}: {error}") from error
+    _check_outputs(name, model, task)
+    return model
+
+
+def _check_outputs(name: str, model: nn.Module, task: Task) -> None:
+    """Two samples show a wrong model before a hundred clients fail with it.
+
+    Raises:
+        ConfigError: it has no parameters, cannot take the inputs, or gives another shape.
+    """
+    if not list(model.parameters()):
+        raise ConfigError(f"model.factory={name}: the model has no parameters to train")
+    samples = torch.zeros(2, task.num_features)
+    try:
+        with torch.no_grad():
+            shape = tuple(as_output(model.eval()(samples)).y.shape)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model.factory={name}: cannot take inputs of shape {tuple(samples.shape)}: {reason}"
+        ) from error
+    if shape != (2, task.num_outputs):
+        raise ConfigError(
+            f"model.factory={name}: gives {shape} for two samples, expected {(2, task.num_outputs)}"
+        )

@@ -105,3 +105,11 @@ class ExperimentConfig:
     runtime: RuntimeConfig
     tracking: TrackingConfig
     stopping: StoppingConfig
+
+    def __post_init__(self) -> None:
+        stops = self.stopping.patience is not None or self.stopping.target is not None
+        if stops and self.data.validation_fraction == 0:
+            raise ValueError(
+                "stopping.patience and stopping.target are judged on validation data, "
+                "but data.validation_fraction is 0"
+            )

@@ -1,6 +1,7 @@
 """Runtimes that simulate a federation on one machine."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from fedmoe.tracking import (
 )
 
 __all__ = ["InProcessGrid", "run_experiment"]
+
+_LOG = logging.getLogger("fedmoe.simulations")
 
 
 def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
@@ -41,6 +44,8 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
     with directory, configure_logging(config.tracking, directory.path / "run.log"):
         _limit_threads(config)
         config_json = to_json(config)
+        # In a notebook, files and registered models may have changed since the last run.
+        load_experiment.cache_clear()
         try:
             experiment = load_experiment(config_json)
         except FedmoeError as error:
@@ -52,6 +57,9 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
         run = FederationRun(experiment, grid, directory, grid.client_id, clients=grid)
         try:
             summary = run.run()
+        except KeyboardInterrupt:
+            _LOG.warning("interrupted; go on with resume=%s", directory.path)
+            raise
         finally:
             if config.tracking.plots:
                 draw(experiment, directory)

@@ -1,6 +1,8 @@
 """Strategies: one algorithm a file, chosen by the configuration."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -9,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
+from fedmoe.messages.words import LOSS
 from fedmoe.schema import (
     CustomStrategyConfig,
     ExperimentConfig,
@@ -43,8 +46,8 @@ _FACTORIES: dict[str, Factory] = {}
 def register(name: str) -> Callable[[Factory], Factory]:
     """Make a strategy of your own available as `strategy=custom strategy.factory=NAME`.
 
-    The factory is called as `factory(seed=..., fraction_train=..., **strategy.options)` and
-    returns a Flower message strategy, best a subclass of `StackedFedAvg`.
+    The factory is called with `strategy.options`, and with `seed` and `fraction_train` if it
+    takes them; it returns a Flower message strategy, best a subclass of `StackedFedAvg`.
     """
 
     def remember(factory: Factory) -> Factory:
@@ -66,14 +69,11 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
         return InsightExchange(chosen, learner, task, seed=config.seed)
     if isinstance(chosen, StockConfig):
-        stock = _stock_class(chosen.class_name)
-        options: dict[str, Any] = {}
-        if isinstance(stock, type) and issubclass(stock, flower.FedAvg):
-            # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
-            options = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train}
-        return _construct(stock, {**options, **chosen.options})
+        # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
+        extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}
+        return _construct(_stock_class(chosen.class_name), chosen.options, extra)
     if isinstance(chosen, CustomStrategyConfig):
-        return _construct(_registered(chosen.factory), {**common, **chosen.options})
+        return _construct(_registered(chosen.factory), chosen.options, common)
     if isinstance(chosen, LocalConfig):
         return Local(**common)
     if isinstance(chosen, FedProxConfig):
@@ -86,10 +86,21 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
 
 
 def _stock_class(name: str) -> Factory:
-    known = sorted(set(flower.__all__) - {"Result", "Strategy"})
+    """A strategy of Flower's that averages weights.
+
+    Its wrappers (differential privacy) take another strategy, and its FedXgb ones take trees.
+    """
+    known = {
+        one: cls
+        for one, cls in vars(flower).items()
+        if isinstance(cls, type) and issubclass(cls, flower.FedAvg) and "Xgb" not in one
+    }
     if name not in known:
-        raise ConfigError(f"strategy.class_name={name}: no such strategy; Flower has {known}")
-    return getattr(flower, name)  # type: ignore[no-any-return]
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        allowed = ", ".join(sorted(known))
+        raise ConfigError(f"strategy.class_name={name}: no such strategy; {hint}Allowed: {allowed}")
+    return known[name]
 
 
 def _registered(name: str) -> Factory:
@@ -99,8 +110,12 @@ def _registered(name: str) -> Factory:
     return _FACTORIES[name]
 
 
-def _construct(factory: Factory, options: dict[str, Any]) -> Strategy:
+def _construct(factory: Factory, options: dict[str, Any], extra: dict[str, Any]) -> Strategy:
+    """Build a strategy from what the user gave, and those of our extras that it can take."""
+    known = signature(factory).parameters
+    takes_all = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
+    taken = {name: value for name, value in extra.items() if takes_all or name in known}
     try:
-        return factory(**options)
-    except TypeError as error:
+        return factory(**{**taken, **options})
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy.options={options}: {error}") from error

@@ -1,11 +1,13 @@
 """A strategy's state, for checkpoints: its own account of it, or what can be seen from outside.
 
-A strategy may have `state()` and `restore()`, as `InsightExchange` does. Of any other, Flower's
-own included, the attributes are kept that hold numbers, arrays, tensors, or dictionaries, lists
-or records of arrays or tensors: that is where server optimisers have their moments.
+A strategy may have methods `state()` and `restore()`, as `InsightExchange` does. Of any other,
+Flower's own included, every attribute is kept that is made of numbers, text, arrays and tensors,
+nested in dictionaries and lists as deep as may be: that is where server optimisers have their
+moments. Functions and other objects come from the configuration again.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,61 +19,79 @@ from torch import Tensor
 
 from fedmoe.messages.arrays import to_record
 
-Arrays = dict[str, NDArray[Any]]
+_LOG = logging.getLogger("fedmoe.strategies.state")
+_ARRAY, _KIND = "$array", "$kind"  # stand in the plain values for an array kept beside them
 
-_TENSORS = "tensors"  # which attributes were tensors, and must be again
-_KINDS = "kinds"  # what their arrays were in
-_BUILD: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "alone": lambda arrays: arrays[""],
-    "dict": dict,
-    "list": lambda arrays: list(arrays.values()),
-    "record": to_record,
-}
+Arrays = dict[str, NDArray[Any]]
 
 
 def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
     """Arrays by path, and plain values by name."""
-    if hasattr(strategy, "state"):
-        arrays, values = strategy.state()
-        return arrays, values
-    arrays, values, tensors, kinds = {}, {}, [], {}
+    if _accounts_for_itself(strategy):
+        own: tuple[Arrays, dict[str, Any]] = strategy.state()  # type: ignore[attr-defined]
+        return own
+    arrays: Arrays = {}
+    values = {}
     for name, value in vars(strategy).items():
-        if value is None or type(value) in (bool, int, float):
-            values[name] = value
-            continue
-        kind, named = _arrays_in(value)
-        if not named or not all(isinstance(one, np.ndarray | Tensor) for one in named.values()):
-            continue
-        kinds[name] = kind
-        if all(isinstance(one, Tensor) for one in named.values()):
-            tensors.append(name)
-        arrays |= {f"{name}/{key}": np.asarray(one) for key, one in named.items()}
-    return arrays, {"values": values, _TENSORS: tensors, _KINDS: kinds}
+        try:
+            values[name] = _pack(value, name, arrays)
+        except TypeError as error:
+            if isinstance(value, dict | list | tuple):  # data, and not a part of the machinery
+                _LOG.warning("a checkpoint cannot hold the strategy's %s: %s", name, error)
+    return arrays, values
 
 
 def restore_strategy(
     strategy: Strategy, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
 ) -> None:
     """Undo `strategy_state` on a strategy built from the same configuration."""
-    if hasattr(strategy, "restore"):
-        strategy.restore(arrays, values)
+    if _accounts_for_itself(strategy):
+        strategy.restore(arrays, values)  # type: ignore[attr-defined]
         return
-    for name, value in values["values"].items():
-        setattr(strategy, name, value)
-    groups: dict[str, dict[str, Any]] = {}
-    for path, array in arrays.items():
-        name, _, key = path.partition("/")
-        groups.setdefault(name, {})[key] = (
-            torch.from_numpy(array) if name in values[_TENSORS] else array
-        )
-    for name, group in groups.items():
-        setattr(strategy, name, _BUILD[values[_KINDS][name]](group))
+    for name, value in values.items():
+        setattr(strategy, name, _unpack(value, arrays))
 
 
-def _arrays_in(value: Any) -> tuple[str, dict[str, Any]]:
-    """What an attribute is, and what it holds by key."""
+def _accounts_for_itself(strategy: Strategy) -> bool:
+    return all(callable(getattr(strategy, name, None)) for name in ("state", "restore"))
+
+
+def _pack(value: Any, path: str, arrays: Arrays) -> Any:
+    """A plain value in place of `value`; its arrays go to `arrays`.
+
+    Raises:
+        TypeError: it holds something that is neither plain nor an array.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
     if isinstance(value, ArrayRecord):
-        return "record", {key: array.numpy() for key, array in value.items()}
+        named = {name: array.numpy() for name, array in value.items()}
+        return {_KIND: "record", "held": _pack(named, path, arrays)}
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        arrays[path] = np.asarray(value)
+        return {_KIND: "tensor" if isinstance(value, Tensor) else "array", _ARRAY: path}
+    if isinstance(value, dict):
+        items = [
+            [_pack(k, path, arrays), _pack(v, f"{path}/{k}", arrays)] for k, v in value.items()
+        ]
+        return {_KIND: "dict", "held": items}
+    if isinstance(value, list | tuple):
+        held = [_pack(one, f"{path}/{index}", arrays) for index, one in enumerate(value)]
+        return held if isinstance(value, list) else {_KIND: "tuple", "held": held}
+    raise TypeError(f"{path} is a {type(value).__name__}")
+
+
+def _unpack(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if isinstance(value, list):
-        return "list", {str(index): one for index, one in enumerate(value)}
-    return ("dict", value) if isinstance(value, dict) else ("alone", {"": value})
+        return [_unpack(one, arrays) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value[_KIND]
+    if kind in ("array", "tensor"):
+        array = arrays[value[_ARRAY]]
+        return torch.from_numpy(array) if kind == "tensor" else array
+    held = value["held"]
+    if kind == "dict":
+        return {_unpack(key, arrays): _unpack(one, arrays) for key, one in held}
+    unpacked = _unpack(held, arrays)
+    return tuple(unpacked) if kind == "tuple" else to_record(unpacked)

@@ -10,13 +10,14 @@ from fedmoe.tracking.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from fedmoe.tracking.log import configure_logging
+from fedmoe.tracking.log import FILE_ONLY, configure_logging
 from fedmoe.tracking.plots import plot_learning, plot_partition
 from fedmoe.tracking.progress import Progress, open_progress
 from fedmoe.tracking.run_directory import RunDirectory
 from fedmoe.tracking.summary import git_commit, print_summary, statistics, versions
 
 __all__ = [
+    "FILE_ONLY",
     "Checkpoint",
     "Progress",
     "RunDirectory",

@@ -88,6 +88,10 @@ class _FlowerFilter(logging.Filter):
         return False
 
 
+# `_LOG.info(..., extra=FILE_ONLY)`: for the file, since the console has its progress lines.
+FILE_ONLY = {"file_only": True}
+
+
 class _ConsoleHandler(_StreamHandler):
     """Writes to whatever `sys.stderr` is when a record comes."""
 
@@ -98,7 +102,8 @@ class _ConsoleHandler(_StreamHandler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         chatter = record.name.split(".")[0] == _FLOWER and record.levelno < logging.WARNING
-        return not chatter and bool(super().filter(record))
+        quiet = chatter or getattr(record, "file_only", False)
+        return not quiet and bool(super().filter(record))
 
 
 class _ConsoleFormatter(logging.Formatter):

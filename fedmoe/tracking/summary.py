@@ -178,7 +178,7 @@ def _scores(summary: Mapping[str, Any]) -> "Table":
     for heading in ("mean", "worst decile", "std"):
         table.add_column(heading, justify="right")
     labelled = [("final round", final)]
-    if best:
+    if best and best.get("round") is not None:
         labelled.append((f"best (round {best['round']})", best))
     for label, parts in labelled:
         for model in MODELS:

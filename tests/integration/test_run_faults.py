@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 
 import fedmoe.simulations
 from fedmoe.clients import answer
+from fedmoe.errors import RunError
 from fedmoe.messages.arrays import CohortRecord, Stack, gather
 from fedmoe.simulate import main
 from fedmoe.simulations import InProcessGrid
@@ -178,7 +179,9 @@ def test_a_run_without_a_valid_round_fails(
 ) -> None:
     use(raises, monkeypatch)
     summary = failed([*FEDAVG, "runtime.min_replies=5"], tmp_path / "run")
-    assert summary["reason"] == "every round was void; the last one: 4 good replies, 5 needed"
+    assert summary["reason"].startswith(
+        "every round was void; the last one: 4 good replies, 5 needed (client 2: ValueError: "
+    )
     assert summary["rounds"] == ROUNDS
     assert_all_void(tmp_path / "run", good=4)
     assert capsys.readouterr().err.splitlines()[-1] == f"fedmoe: error: {summary['reason']}"
@@ -206,6 +209,69 @@ def test_data_that_cannot_be_had_leave_a_summary_that_says_so(tmp_path: Path) ->
     words = ["data=table", "data.path=nowhere.csv", "data.target=y"]
     code = main([*words, f"hydra.run.dir={path}"])
     summary = json.loads((path / "summary.json").read_text())
-    assert code == 1
+    assert code == 2
     assert summary["status"] == "failed" and "nowhere.csv" in summary["reason"]
     assert json.loads((path / "config.json").read_text())["data"]["name"] == "table"
+
+
+def test_without_validation_data_there_is_a_final_but_no_best_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run([*FEDAVG, "data.validation_fraction=0"], tmp_path / "run")
+    assert summary["best"] == {"global": None, "personalised": None, "round": None}
+    assert summary["final"]["global"]["mse"]["mean"] > 0
+    assert "final round" in capsys.readouterr().out
+    assert main(["stopping.patience=2", "data.validation_fraction=0"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "fedmoe: error: stopping.patience and stopping.target"
+    )
+
+
+def test_a_file_that_changed_between_two_runs_is_read_again(tmp_path: Path) -> None:
+    table, errors = tmp_path / "mine.csv", []
+    words = ["data=table", f"data.path={table}", "data.target=y", "partition=iid",
+             "partition.num_clients=2", "model=linear", "rounds=1"]  # fmt: skip
+    for slope in (1.0, 9.0):
+        rows = [f"{x / 10},{slope * x / 10}" for x in range(60)]
+        table.write_text("x,y\n" + "\n".join(rows) + "\n")
+        summary = run(words, tmp_path / f"run{slope}")
+        errors.append(summary["final"]["global"]["mse"]["mean"])
+    assert errors[1] > 5 * errors[0]
+
+
+@pytest.mark.parametrize("option", ["min_train_nodes", "min_available_nodes", "min_evaluate_nodes"])
+def test_a_strategy_that_would_wait_for_ever_is_refused(option: str, tmp_path: Path) -> None:
+    words = [
+        *FEDAVG,
+        "strategy=stock",
+        "strategy.class_name=FedAvg",
+        f"strategy.options.{option}=6",
+    ]
+    with pytest.raises(RunError, match=f"{option} is 6, but 5 are connected"):
+        run(words, tmp_path / "run")
+
+
+def test_clients_that_a_strategy_did_not_ask_are_missing_from_the_scores(tmp_path: Path) -> None:
+    words = [*FEDAVG, "strategy=stock", "strategy.class_name=FedAvg",
+             "strategy.options.fraction_evaluate=0.4"]  # fmt: skip
+    assert run(words, tmp_path / "run")["missing"] == 3
+
+
+def test_the_log_file_tells_the_story_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([*FEDAVG, "rounds=2", "tracking.log_level=INFO"], tmp_path / "run")
+    story = [line.split(" - ")[1:] for line in (tmp_path / "run/run.log").read_text().splitlines()]
+    assert [name for name, *_ in story] == [
+        "fedmoe.run.FederationRun", "fedmoe.rounds.RoundLoop", "fedmoe.rounds.RoundLoop",
+        "fedmoe.run.FederationRun", "fedmoe.run.FederationRun",
+    ]  # fmt: skip
+    assert story[1][-1] == "round 1: 5 clients trained, 0 failed"
+    assert story[-1][-1] == "completed after round 2"
+    assert "clients trained" not in capsys.readouterr().err  # the console has its own lines
+
+
+def test_a_run_cannot_be_resumed_to_end_before_where_it_is(tmp_path: Path) -> None:
+    run([*FEDAVG, "rounds=3"], tmp_path / "run")
+    assert main([f"resume={tmp_path / 'run'}", "rounds=2"]) == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 3

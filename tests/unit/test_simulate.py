@@ -178,15 +178,17 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [RunError("no usable reply"), DataError("no\nfile")])
+@pytest.mark.parametrize(
+    ("error", "code"), [(RunError("no usable reply"), 1), (DataError("no\nfile"), 2)]
+)
 def test_a_failed_run_is_one_line_and_its_exit_code(
-    error: Exception, stage: Stage, capsys: pytest.CaptureFixture[str]
+    error: Exception, code: int, stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
         raise error
 
     stage.run = run
-    assert main([]) == 1
+    assert main([]) == code
     assert capsys.readouterr().err == f"fedmoe: error: {str(error).replace(chr(10), ' ')}\n"
 
 

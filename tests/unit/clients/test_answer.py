@@ -215,3 +215,17 @@ def test_different_rounds_see_the_samples_in_different_order() -> None:
         reply = answer([message], [context(text, 0)])[0]
         weights.append(from_record(reply.content.array_records["arrays"])["weight"])
     assert not torch.equal(*weights)
+
+
+def test_parameters_that_are_handed_out_are_copies() -> None:
+    experiment = load_experiment(config_json())
+    before = experiment.initial["weight"].clone()
+    FedMoEClient(experiment, 0).get_parameters({})[0][:] = 9.0
+    assert torch.equal(experiment.initial["weight"], before)
+
+
+def test_a_client_without_validation_data_does_not_claim_to_be_certain() -> None:
+    text = config_json("data.validation_fraction=0", "strategy=insight")
+    config = ConfigRecord({"server-round": 1, "insight-payloads": ""})
+    reply = answer([train_message(2, config=config)], [context(text, 0)])[0]
+    assert 0.0 < float(reply.content.metric_records["insight"]["uncertainty"]) <= 1.0  # type: ignore[arg-type]

@@ -201,3 +201,20 @@ def test_a_model_with_frozen_parameters_is_refused_by_name() -> None:
     model[0].bias.requires_grad_(False)
     with pytest.raises(ConfigError, match=r"frozen parameters \(0\.bias\)"):
         parameters_of(model)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda task, width: nn.Linear(4, 3), "model.options={}: .*width"),
+        (lambda task: nn.Linear(4, 2), r"gives \(2, 2\) for two samples, expected \(2, 3\)"),
+        (lambda task: nn.Linear(5, 3), r"cannot take inputs of shape \(2, 4\)"),
+        (lambda task: nn.Flatten(), "no parameters to train"),
+    ],
+)
+def test_a_wrong_custom_model_is_refused_when_it_is_built(factory: Any, message: str) -> None:
+    register("wrong")(factory)
+    config = CustomModelConfig(name="custom", factory="wrong", options={})
+    task = Task(kind="classification", num_features=4, num_outputs=3)
+    with pytest.raises(ConfigError, match=message):
+        build_model(config, task, seed=0)

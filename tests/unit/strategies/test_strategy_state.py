@@ -41,3 +41,18 @@ def test_what_was_not_there_yet_is_not_there_afterwards() -> None:
     other = Stateful()
     restore_strategy(other, arrays, values)
     assert other.moments is None and other.velocity == {}
+
+
+def test_nested_state_is_kept_and_what_cannot_be_is_said(caplog: Any) -> None:
+    strategy = Stateful()
+    strategy.opt = {"v": {"w": torch.ones(2)}, 3: [1.5, (np.zeros(1), None)]}  # type: ignore[attr-defined]
+    strategy.odd = {"x": object()}  # type: ignore[attr-defined]
+    strategy.state = {"mine": np.arange(2)}  # type: ignore[attr-defined]
+    arrays, values = strategy_state(strategy)
+    other: Any = Stateful()
+    restore_strategy(other, arrays, json.loads(json.dumps(values)))
+    assert torch.equal(other.opt["v"]["w"], torch.ones(2))
+    assert other.opt[3][0] == 1.5 and other.opt[3][1][1] is None
+    assert isinstance(other.opt[3][1], tuple)
+    assert other.state["mine"].tolist() == [0, 1]
+    assert caplog.messages == ["a checkpoint cannot hold the strategy's odd: odd/x is a object"]

@@ -24,7 +24,7 @@ from fedmoe.clients.requests import EvaluateRequest, TrainRequest, Update
 from fedmoe.messages import words
 from fedmoe.messages.seams import unchecked_metrics, unchecked_records
 
-_LOG = logging.getLogger("fedmoe.clients.answer")
+_LOG = logging.getLogger("fedmoe.clients.answering")
 _CLIENT_FAILED = 2  # Flower's code for a client app that raised
 
 Request = TrainRequest | EvaluateRequest
