@@ -24,10 +24,18 @@ def no_such_key(
         near = f"it belongs to {' and '.join(owners)}. "
     if not near and isinstance(table, dict):
         own = {key: value for key, value in table.items() if key != "hydra"}
-        matches = [key for key, _ in leaves(own) if key.rpartition(".")[2] == name]
-        near = f"did you mean {' or '.join(matches)}? " if matches else ""
+        near = _hint_below(name, [key for key, _ in leaves(own)])
     where = f" in {section.rstrip('.')}" if section else ""
     return f"no such key; {near}{allowed(names, where)}"
+
+
+def _hint_below(name: str, keys: Sequence[str]) -> str:
+    """The nearest dotted keys for a name without its group, or with `_` for the dot."""
+    last = {key.rpartition(".")[2] for key in keys}
+    near = [name] if name in last else difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    matches = [key for key in keys if key.rpartition(".")[2] in near]
+    matches = matches or [key for key in keys if key.replace(".", "_") == name]
+    return f"did you mean {' or '.join(matches)}? " if matches else ""
 
 
 def one_line(text: str) -> str:

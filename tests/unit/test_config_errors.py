@@ -17,6 +17,11 @@ MISTAKES = [
     (["modle=moe"], "modle=moe: no such key; did you mean model? " + TOP),
     (["round=3"], "round=3: no such key; did you mean rounds? " + TOP),
     (["batch_size=3"], "batch_size=3: no such key; did you mean training.batch_size? " + TOP),
+    (["batchsize=3"], "batchsize=3: no such key; did you mean training.batch_size? " + TOP),
+    (
+        ["training_batch_size=3"],
+        "training_batch_size=3: no such key; did you mean training.batch_size? " + TOP,
+    ),
     (
         ["training.batchsize=64"],
         "training.batchsize=64: no such key; did you mean training.batch_size? " + TRAINING,
