@@ -6,19 +6,20 @@ reply end a run; apart from these, the order of events is the same.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import RunError
-from fedmoe.guard import Inspection, ReplyGuard
+from fedmoe.guard import ReplyGuard
 from fedmoe.messages import words
-from fedmoe.messages.arrays import record_bytes, to_record
+from fedmoe.messages.arrays import to_record
+from fedmoe.phase import Phase, message_sizes
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
@@ -48,15 +49,6 @@ class RoundRecord:
     clients: list[dict[str, Any]]
     insights: list[dict[str, Any]]
     findings: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """One exchange: what was asked, what came back, and what it weighed."""
-
-    sent: list[Message]
-    inspection: Inspection
-    bytes_down: dict[int, int]
 
 
 @dataclass
@@ -116,28 +108,18 @@ class RoundLoop:
     def _one_round(self, number: int) -> RoundRecord:
         started = time.perf_counter()
         trained, train_metrics, void = self._train(number)
-        bytes_up = sum(trained.inspection.bytes_up.values())
-        bytes_down = sum(trained.bytes_down.values())
+        phases = [trained]
         validation = test = missing = None
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
             evaluated = self._evaluate(number)
+            phases.append(evaluated)
             validation = federation_scores(evaluated.inspection.good, "validation")
             test = federation_scores(evaluated.inspection.good, "test")
             # Leaving clients out flatters a method, so that it has to be said; that goes for
             # those that failed and for those that the strategy did not ask.
             everyone = len(list(self.grid.get_node_ids()))
             self.standing.missing = missing = everyone - len(evaluated.inspection.good)
-            bytes_up += sum(evaluated.inspection.bytes_up.values())
-            bytes_down += sum(evaluated.bytes_down.values())
-        seconds = time.perf_counter() - started
-        _LOG.info(
-            "round %d: %d clients trained, %d failed%s", number, len(trained.inspection.good),
-            len(trained.inspection.failures), "; void" if void else "", extra=FILE_ONLY,
-        )  # fmt: skip
-        self.standing.finish_round(
-            number, validation, test, (bytes_up, bytes_down), seconds,
-            self.config.stopping.min_delta,
-        )  # fmt: skip
+        up, down = (sum(column) for column in zip(*(p.traffic() for p in phases), strict=True))
         metrics = {
             "round": number,
             "train": {
@@ -149,20 +131,30 @@ class RoundLoop:
             "validation": validation,
             "test": test,
             "missing": missing,
-            "bytes": {"up": bytes_up, "down": bytes_down},
-            "seconds": seconds,
+            "bytes": {"up": up, "down": down},
+            "seconds": time.perf_counter() - started,
         }
+        self.standing.finish_round(metrics, self.config.stopping.min_delta)
+        return self._record(metrics, trained)
+
+    def _record(self, metrics: dict[str, Any], trained: Phase) -> RoundRecord:
+        """All that is written down about a round."""
+        number, void = metrics["round"], metrics["train"]["void"]
         insights = [] if void else getattr(self.strategy, "new_insights", [])
         self.standing.insights += len(insights)
+        _LOG.info(
+            "round %d: %d clients trained, %d failed%s", number, len(trained.inspection.good),
+            len(trained.inspection.failures), "; void" if void else "", extra=FILE_ONLY,
+        )  # fmt: skip
         return RoundRecord(
             round=number,
             metrics=metrics,
-            clients=self._client_records(number, trained),
+            clients=trained.client_records(number, self.client_of),
             insights=[insight.as_json() for insight in insights],
             findings=getattr(self.strategy, "findings", None) if insights else None,
         )
 
-    def _train(self, number: int) -> tuple[_Phase, MetricRecord | None, bool]:
+    def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
         phase = self._exchange(number, evaluate=False)
         self._report(number, "train", phase)
@@ -174,7 +166,7 @@ class RoundLoop:
             _LOG.warning("round %d is void: %s", number, reason)
         return phase, metrics, reason is not None
 
-    def _aggregate(self, number: int, phase: _Phase) -> tuple[MetricRecord | None, str | None]:
+    def _aggregate(self, number: int, phase: Phase) -> tuple[MetricRecord | None, str | None]:
         """The strategy's step; returns its metrics, or why the round is void."""
         good, least = phase.inspection.good, self.config.runtime.min_replies
         if len(good) < least:
@@ -189,13 +181,13 @@ class RoundLoop:
             self.standing.arrays = same_dtypes(arrays, self.standing.arrays)
         return metrics, None
 
-    def _example(self, phase: _Phase) -> str:
+    def _example(self, phase: Phase) -> str:
         """One client's reason, for a message about many."""
         for node, reason in sorted(phase.inspection.failures.items()):
             return f" (client {self.client_of(node)}: {reason})"
         return ""
 
-    def _evaluate(self, number: int) -> _Phase:
+    def _evaluate(self, number: int) -> Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
         phase = self._exchange(number, evaluate=True)
         self._report(number, "evaluate", phase)
@@ -205,7 +197,7 @@ class RoundLoop:
             _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
         return phase
 
-    def _report(self, number: int, task: str, phase: _Phase) -> None:
+    def _report(self, number: int, task: str, phase: Phase) -> None:
         """Warn of clients that fail; those that go on failing are a matter for the log file."""
         failures = {self.client_of(n): reason for n, reason in phase.inspection.failures.items()}
         new = [client for client in sorted(failures) if (client, task) not in self._failing]
@@ -220,39 +212,15 @@ class RoundLoop:
             more = len(new) - _SHOWN_FAILURES
             _LOG.warning("round %d, %d more clients failed to %s", number, more, task)
 
-    def _exchange(self, number: int, *, evaluate: bool) -> _Phase:
+    def _exchange(self, number: int, *, evaluate: bool) -> Phase:
         """Configure, send, receive, inspect."""
         configure = self.strategy.configure_evaluate if evaluate else self.strategy.configure_train
         # Flower's own strategies sample with the global generator: see there.
         with seeded_random(self.config.seed, number, int(evaluate)):
             sent = list(configure(number, self.standing.arrays, ConfigRecord(), self.grid))
-        timeout = self.config.runtime.timeout
-        replies = self.grid.send_and_receive(sent, timeout=timeout)
-        bytes_down = _sizes(sent)
-        return _Phase(sent, self._guard.inspect(sent, replies), bytes_down)
-
-    def _client_records(self, number: int, phase: _Phase) -> list[dict[str, Any]]:
-        """One line per client that was asked to train, by client."""
-        metrics = {
-            reply.metadata.src_node_id: cast(MetricRecord, reply.content[words.METRICS])
-            for reply in phase.inspection.good
-        }
-        records = []
-        for node in sorted(phase.bytes_down, key=self.client_of):
-            own = metrics.get(node)
-            records.append(
-                {
-                    "round": number,
-                    "client": self.client_of(node),
-                    "status": "failed" if own is None else "ok",
-                    "reason": phase.inspection.failures.get(node),
-                    "num_examples": None if own is None else own.get(words.NUM_EXAMPLES),
-                    "loss": None if own is None else own.get(words.LOSS),
-                    "bytes_up": phase.inspection.bytes_up.get(node, 0),
-                    "bytes_down": phase.bytes_down[node],
-                }
-            )
-        return records
+        bytes_down = message_sizes(sent)  # before clients may change the records they are sent
+        replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.timeout)
+        return Phase(self._guard.inspect(sent, replies), bytes_down)
 
 
 def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
@@ -262,20 +230,3 @@ def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
     return to_record(
         {name: array.numpy().astype(like[name].dtype) for name, array in arrays.items()}
     )
-
-
-def _sizes(sent: Sequence[Message]) -> dict[int, int]:
-    """Bytes sent to each node; arrays that many share are measured once."""
-    known: dict[int, int] = {}
-    sizes = {}
-    for message in sent:
-        total = 0
-        for record in message.content.values():
-            if not isinstance(record, ArrayRecord):
-                total += record_bytes(record)
-                continue
-            if id(record) not in known:
-                known[id(record)] = record_bytes(record)
-            total += known[id(record)]
-        sizes[message.metadata.dst_node_id] = total
-    return sizes

@@ -1,5 +1,6 @@
 """Where a run is: the global model, the totals, the best round so far, and whether to stop."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +48,20 @@ class Standing:
     reference: float | None = None
     stale: int = 0
 
-    def finish_round(
-        self,
-        number: int,
-        validation: Scores | None,
-        test: Scores | None,
-        sent: tuple[int, int],
-        seconds: float,
-        min_delta: float,
-    ) -> None:
+    def finish_round(self, metrics: Mapping[str, Any], min_delta: float) -> None:
         """Count a round, and judge it if it was evaluated.
 
         The best round is chosen by validation data; test scores are only ever reported.
+
+        Args:
+            metrics: the round's line of `metrics.jsonl`.
+            min_delta: what counts as an improvement for early stopping.
         """
-        self.round = number
-        self.bytes_up += sent[0]
-        self.bytes_down += sent[1]
-        self.seconds += seconds
+        self.round = metrics["round"]
+        self.bytes_up += metrics["bytes"]["up"]
+        self.bytes_down += metrics["bytes"]["down"]
+        self.seconds += metrics["seconds"]
+        test, validation = metrics["test"], metrics["validation"]
         if test is None:
             return
         self.final = test
@@ -72,7 +70,7 @@ class Standing:
             return
         self.last_objective, self.higher_is_better = judged
         if self._improves_on(self.best_objective, by=0.0):
-            self.best, self.best_objective = {**test, "round": number}, self.last_objective
+            self.best, self.best_objective = {**test, "round": self.round}, self.last_objective
         if self._improves_on(self.reference, by=min_delta):
             self.reference, self.stale = self.last_objective, 0
         else:

@@ -15,13 +15,19 @@ def scores(name: str, mean: float) -> dict[str, Any]:
     return {"global": {name: {"mean": mean}}, "personalised": None}
 
 
+def line(number: int, validation: Any, test: Any) -> dict[str, Any]:
+    traffic = {"up": 3, "down": 5}
+    scored = {"validation": validation, "test": test}
+    return {"round": number, "bytes": traffic, "seconds": 0.5, **scored}
+
+
 def after(name: str, *validation: float | None, min_delta: float = 0.0) -> Standing:
     """A run whose test scores are 100 minus its validation scores."""
     standing = Standing(ArrayRecord())
     for number, value in enumerate(validation, start=1):
         judged = None if value is None else scores(name, value)
         test = None if value is None else scores(name, 100 - value)
-        standing.finish_round(number, judged, test, (3, 5), 0.5, min_delta)
+        standing.finish_round(line(number, judged, test), min_delta)
     return standing
 
 
@@ -55,7 +61,7 @@ def test_the_best_round_is_the_first_best_on_validation(
 def test_without_validation_data_there_is_no_best_round() -> None:
     standing = Standing(ArrayRecord())
     standing.finish_round(
-        1, scores("accuracy", 0.1) | {"global": None}, scores("mse", 1), (0, 0), 0, 0.0
+        line(1, scores("accuracy", 0.1) | {"global": None}, scores("mse", 1)), 0.0
     )
     assert (standing.final, standing.best) == (scores("mse", 1), None)
     assert standing.stale == 0
