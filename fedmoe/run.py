@@ -1,19 +1,19 @@
 """One run of a federation, from the first round or from a checkpoint, to its summary."""
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
-from fedmoe.config import to_json
+from fedmoe.data import class_counts
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
 from fedmoe.rounds import RoundLoop, RoundRecord
@@ -27,6 +27,9 @@ from fedmoe.tracking import (
     git_commit,
     load_checkpoint,
     open_progress,
+    plot_learning,
+    plot_partition,
+    print_summary,
     save_checkpoint,
     versions,
 )
@@ -89,7 +92,7 @@ class FederationRun:
         """
         if self.config.resume is not None:
             self._resume()
-        self.directory.write_json("config.json", _plain_config(self.config))
+        self.directory.write_json("config.json", asdict(self.config))
         data = self.experiment.data
         _LOG.info(
             "%s: %s (%s) among %d clients, seed %d", self.config.name, data.name, data.origin,
@@ -216,6 +219,37 @@ def _settled_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _plain_config(config: ExperimentConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(to_json(config))
-    return plain
+def conduct(run: FederationRun) -> dict[str, Any]:
+    """Run to the end, draw the pictures, and show the summary: what every runtime does.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once all is written and drawn.
+        FedmoeError: the run could not go on.
+    """
+    torch.set_num_threads(run.config.training.num_threads)
+    try:
+        summary = run.run()
+    except KeyboardInterrupt:
+        _LOG.warning("interrupted; go on with resume=%s", run.directory.path)
+        raise
+    finally:
+        if run.config.tracking.plots:
+            _draw(run.experiment, run.directory)
+    print_summary(summary, run.directory.path)
+    return summary
+
+
+def _draw(experiment: Experiment, directory: RunDirectory) -> None:
+    """Who has which labels, and how learning went."""
+    data = experiment.data
+    plot_partition(
+        class_counts(data), data.task.class_names, data.client_names,
+        directory.path / "partition.png",
+    )  # fmt: skip
+    records = directory.read_lines("metrics.jsonl")
+    if records:
+        title = f"{experiment.config.name} on {data.name} ({data.num_clients} clients)"
+        plot_learning(records, directory.path / "learning.png", title)

@@ -5,7 +5,6 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
@@ -14,10 +13,9 @@ from fedmoe.clients import Experiment, load_experiment
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.messages import words
 from fedmoe.ordered_grid import OrderedGrid
-from fedmoe.run import FederationRun
+from fedmoe.run import FederationRun, conduct
 from fedmoe.schema import ExperimentConfig
-from fedmoe.simulations import draw
-from fedmoe.tracking import RunDirectory, configure_logging, print_summary
+from fedmoe.tracking import RunDirectory, configure_logging
 
 app = ServerApp()
 
@@ -36,20 +34,13 @@ def main(grid: Grid, context: Context) -> None:
     experiment = load_experiment(resolve(context, num_nodes))
     config = experiment.config
     _check_clients(experiment, num_nodes)
-    torch.set_num_threads(config.training.num_threads)
     with (
         _run_directory(config) as directory,
         configure_logging(config.tracking, directory.path / "run.log"),
     ):
         _LOG.info("%d nodes; results go to %s", num_nodes, directory.path)
         ordered = OrderedGrid(grid, _partitions(grid))
-        run = FederationRun(experiment, ordered, directory, ordered.client_id)
-        try:
-            summary = run.run()
-        finally:
-            if config.tracking.plots:
-                draw(experiment, directory)
-        print_summary(summary, directory.path)
+        conduct(FederationRun(experiment, ordered, directory, ordered.client_id))
 
 
 def _run_directory(config: ExperimentConfig) -> RunDirectory:

@@ -58,16 +58,14 @@ def train_clients(experiment: Experiment, requests: Sequence[TrainRequest]) -> l
     insights = _insights(experiment, requests, cohort, trained)
     stack = Stack(trained.params)
     _keep(experiment, requests, stack, Stack(trained.optimizer_state))
-    losses = zip(trained.first_loss_C.tolist(), trained.final_loss_C.tolist(), strict=True)
     return [
         Update(
             arrays=CohortRecord(stack, row),
             num_examples=int(count_C[row]),
-            first_loss=before,
-            final_loss=after,
+            final_loss=loss,
             insight=insights[row],
         )
-        for row, (before, after) in enumerate(losses)
+        for row, loss in enumerate(trained.final_loss_C.tolist())
     ]
 
 
@@ -164,14 +162,8 @@ def _terms(
         shape = (experiment.data.task.num_outputs, experiment.data.task.num_features)
         prototypes_COD = torch.from_numpy(_stack(guidance, "prototypes", shape))
         weight_CO = torch.from_numpy(_stack(guidance, "prototype_weight", shape[:1]))
-        rows = torch.from_numpy(rows_Cn)
-        trust_C = prototype_trust(
-            experiment.pool.x_ND[rows],
-            experiment.pool.y_N[rows],
-            torch.arange(rows.shape[1]) < torch.from_numpy(count_C)[:, None],
-            prototypes_COD,
-            weight_CO > 0,
-        )
+        samples = experiment.pool.padded(rows_Cn, count_C)
+        trust_C = prototype_trust(*samples, prototypes_COD, weight_CO > 0)
         terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
 

@@ -23,9 +23,7 @@ def make_payloads(
 ) -> list[Payload]:
     """Each client's payload; a payload that does not fit the task or the model is left out."""
     task = experiment.data.task
-    rows = torch.from_numpy(cohort.rows_Cn)
-    real_Cn = torch.arange(rows.shape[1]) < torch.from_numpy(cohort.count_C)[:, None]
-    x_CnD, y_Cn = experiment.pool.x_ND[rows], experiment.pool.y_N[rows]
+    x_CnD, y_Cn, real_Cn = experiment.pool.padded(cohort.rows_Cn, cohort.count_C)
     stacked: dict[str, Tensor] = {}
     if "prototypes" in names and task.kind == "classification":
         stacked |= prototypes(x_CnD, y_Cn, real_Cn, task.num_outputs, prototype_min_count)
@@ -33,7 +31,7 @@ def make_payloads(
     if "statistics" in names and task.kind == "regression" and linear:
         stacked |= statistics(x_CnD, y_Cn, real_Cn)
     arrays = {name: tensor.numpy() for name, tensor in stacked.items()}
-    return [{name: array[row] for name, array in arrays.items()} for row in range(len(rows))]
+    return [{name: array[row] for name, array in arrays.items()} for row in range(len(x_CnD))]
 
 
 def prototypes(

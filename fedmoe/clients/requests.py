@@ -52,14 +52,12 @@ class Update(NamedTuple):
     Attributes:
         arrays: the trained model, one row of the cohort's stack.
         num_examples: samples trained on.
-        first_loss: mean loss over the first epoch.
         final_loss: mean loss over the last epoch.
         insight: if one was asked for.
     """
 
     arrays: ArrayRecord
     num_examples: int
-    first_loss: float
     final_loss: float
     insight: Insight | None
 

@@ -60,15 +60,14 @@ def evaluate_cohort(
     for start in range(0, len(order), cohort_size):
         chunk = order[start : start + cohort_size]
         index = torch.from_numpy(chunk)
-        rows = torch.from_numpy(rows_Cn[chunk, : int(count_C[chunk].max(initial=0))])
-        real = torch.from_numpy(np.arange(rows.shape[1]) < count_C[chunk, None])
-        if not rows.numel():
+        most = int(count_C[chunk].max(initial=0))
+        if not most:
             continue
+        x, target, real = pool.padded(rows_Cn[chunk, :most], count_C[chunk])
         own = params if shared else {name: value[index] for name, value in params.items()}
-        x = pool.x_ND[rows]
         output = forward(own, x.flatten(0, 1).unsqueeze(0) if shared else x)
-        y = output.y.reshape(*rows.shape, -1)
-        scores = _sample_scores(task, y, pool.y_N[rows])
+        y = output.y.reshape(*real.shape, -1)
+        scores = _sample_scores(task, y, target)
         totals[index] = (scores * real.unsqueeze(-1)).sum(dim=1)
     loss_C, correct_C, uncertainty_C = (totals / _at_least_one(count_C)).unbind(dim=1)
     if task.kind == "regression":

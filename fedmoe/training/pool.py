@@ -24,3 +24,17 @@ class Pool:
     def of(cls, x_ND: Floats, y_N: Floats | Ints) -> "Pool":
         """Wrap arrays without copying."""
         return cls(torch.from_numpy(x_ND), torch.from_numpy(y_N))
+
+    def padded(self, rows_Cn: Ints, count_C: Ints) -> tuple[Tensor, Tensor, Tensor]:
+        """Some clients' samples side by side.
+
+        Args:
+            rows_Cn: each client's rows, padded on the right.
+            count_C: how many of them are real.
+
+        Returns:
+            (C, n, D) features, (C, n) or (C, n, O) targets, and (C, n) which of them are real.
+        """
+        rows = torch.from_numpy(rows_Cn)
+        real_Cn = torch.arange(rows.shape[1]) < torch.from_numpy(count_C)[:, None]
+        return self.x_ND[rows], self.y_N[rows], real_Cn
