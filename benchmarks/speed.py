@@ -114,7 +114,7 @@ def ours(experiment: Experiment, evaluate_every: int) -> Round:
             raise RuntimeError("a client failed")
         raise RoundIsOver
 
-    grid = InProcessGrid(to_json(experiment.config), experiment.data.num_clients)
+    grid = InProcessGrid(experiment)
     loop = RoundLoop(
         config=config,
         strategy=build_strategy(config, experiment.data.task),

@@ -10,15 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from fedmoe.errors import ReplyError
 from fedmoe.messages import words
-from fedmoe.messages.arrays import content_bytes, npy_headers, stack_of
+from fedmoe.messages.array_checks import check_arrays
+from fedmoe.messages.arrays import Signature, Stack, content_bytes, signature_of
+from fedmoe.messages.replies import Part, Replies
 from fedmoe.schema import RuntimeConfig
-
-Signature = dict[str, tuple[tuple[int, ...], str]]
 
 _REASON_LENGTH = 300
 
@@ -33,12 +34,14 @@ class Inspection:
         bytes_up: bytes of each good reply, by node id.
     """
 
-    good: list[Message] = field(default_factory=list)
+    good: Sequence[Message] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
 
     def drop_failures(self) -> None:
         """Forget the replies of nodes that turned out to be failures."""
+        if not self.failures.keys() & self.bytes_up.keys():
+            return
         self.good = [r for r in self.good if r.metadata.src_node_id not in self.failures]
         self.bytes_up = {n: size for n, size in self.bytes_up.items() if n not in self.failures}
 
@@ -50,13 +53,15 @@ class ReplyGuard:
     `ValueError`.
     """
 
-    def __init__(self, config: RuntimeConfig, strategy: Strategy) -> None:
+    def __init__(self, config: RuntimeConfig, strategy: Strategy | None = None) -> None:
         self.config = config
         self._own_check = getattr(strategy, "check_reply", None)
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
         """Sort the replies to `sent` into good ones and failures; order does not matter."""
-        result = Inspection()
+        if isinstance(replies, Replies) and replies.requests is sent:
+            return self._inspect_columns(replies)
+        result, good = Inspection(), list[Message]()
         asked = {message.metadata.dst_node_id: message for message in sent}
         seen: set[int] = set()
         expected = _Expected()
@@ -72,14 +77,73 @@ class ReplyGuard:
             except Exception as error:  # hostile input may raise anything
                 result.failures[node] = _one_line(error)
                 continue
-            result.good.append(reply)
+            good.append(reply)
             result.bytes_up[node] = size
+        result.good = good
         for node in asked.keys() - seen:
             result.failures[node] = "no reply before the deadline"
         result.drop_failures()
         _refuse_odd_contents(result)
         result.drop_failures()
         return result
+
+    def _inspect_columns(self, replies: Replies) -> Inspection:
+        """The same verdicts; a message is made only of a reply that may be bad."""
+        expected, nodes, result = _Expected(), replies.nodes, Inspection()
+        sizes = np.zeros(len(replies), dtype=np.int64)
+        # A check of the strategy's own wants to see every message.
+        doubtful = np.full(len(replies), self._own_check is not None)
+        doubtful[list(replies.plain)] = True
+        for part in replies.parts:
+            sizes[part.rows] = part.bytes_per_reply
+            request = replies.requests[int(part.rows[0])]
+            doubtful[part.rows] |= self._doubtful(part, request, expected)
+        good = np.full(len(replies), True)
+        for row in np.flatnonzero(doubtful).tolist():
+            try:
+                sizes[row] = self._check(replies[row], replies.requests[row], expected)
+            except Exception as error:
+                result.failures[nodes[row]] = _one_line(error)
+                good[row] = False
+        result.good = replies.select(np.flatnonzero(good))
+        result.bytes_up = {
+            node: size
+            for node, size, passed in zip(nodes, sizes.tolist(), good.tolist(), strict=True)
+            if passed
+        }
+        if len({_part_kind(part) for part in replies.parts}) > 1:
+            _refuse_odd_contents(result)
+            result.drop_failures()
+        return result
+
+    def _doubtful(self, part: Part, request: Message, expected: "_Expected") -> NDArray[np.bool_]:
+        """Which replies of a part, (P,), may fail `_check`; the others would pass it."""
+        training = request.metadata.message_type == MessageType.TRAIN
+        sent = request.content.get(words.ARRAYS) if training else None
+        asked = isinstance(sent, ArrayRecord)
+        metrics = part.numbers(words.METRICS)
+        everyone = np.full(len(part.rows), True)
+        if (
+            part.bytes_per_reply > self.config.max_reply_bytes
+            or words.NUM_EXAMPLES not in metrics
+            or asked != (words.ARRAYS in part.records or words.ARRAYS in part.means)
+        ):
+            return everyone
+        bad = metrics[words.NUM_EXAMPLES] < (1 if training else 0)
+        for name, values in metrics.items():
+            if name.endswith(words.NUM_EXAMPLES):
+                if values.dtype.kind != "i":
+                    return everyone
+                bad = bad | (values < 0) | (values > self.config.max_examples)
+        for key, record in part.records.items():
+            if isinstance(record, Stack):
+                if expected.signature(sent, key) not in (None, record.signature):
+                    return everyone
+                bad = bad | ~record.finite_C
+            else:
+                for values in record.values():
+                    bad = bad | ~np.isfinite(values)
+        return bad
 
     def _check(self, reply: Message, request: Message, expected: "_Expected") -> int:
         """Raise ReplyError, or return the reply's bytes."""
@@ -162,6 +226,10 @@ def _record_kind(record: object) -> str:
     return "metrics" if isinstance(record, MetricRecord) else "config"
 
 
+def _part_kind(part: Part) -> tuple[object, ...]:
+    return tuple(part.records), tuple(part.means), tuple(part.numbers(words.METRICS))
+
+
 class _Expected:
     """Shapes and dtypes of the arrays that were sent, read once per record."""
 
@@ -172,66 +240,8 @@ class _Expected:
         if key != words.ARRAYS or not isinstance(sent, ArrayRecord):
             return None
         if id(sent) not in self._known:
-            self._known[id(sent)] = {name: (a.shape, a.dtype) for name, a in sent.items()}
+            self._known[id(sent)] = signature_of(sent)
         return self._known[id(sent)]
-
-
-def check_arrays(key: str, record: ArrayRecord, expected: Signature | None) -> None:
-    """Check one record of a reply.
-
-    Args:
-        key: the record's name, for the message.
-        record: what came.
-        expected: names, shapes and dtypes it must have; `None` checks finiteness alone.
-
-    Raises:
-        ReplyError: says what is wrong.
-    """
-    stacked = stack_of(record)
-    if stacked is not None:
-        stack, row = stacked
-        if expected is not None and stack.signature != expected:
-            raise ReplyError(f"{key}: {_difference(stack.signature, expected)}")
-        if not stack.finite_C[row]:
-            raise ReplyError(f"{key}: not finite")
-        return
-    received = {name: (tuple(array.shape), array.dtype) for name, array in record.items()}
-    if expected is not None and received != expected:
-        raise ReplyError(f"{key}: {_difference(received, expected)}")
-    for name, array in record.items():
-        _check_array(f"{key}/{name}", array)
-
-
-def _check_array(name: str, array: Array) -> None:
-    """What the bytes say must be what the record says; declared sizes are not believed."""
-    if np.dtype(array.dtype).kind not in "fiu":
-        raise ReplyError(f"{name}: dtype {array.dtype} is not a number")
-    size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-    headers = npy_headers(tuple(array.shape), array.dtype)
-    expected = len(headers[0]) + size
-    if len(array.data) != expected:
-        raise ReplyError(f"{name}: {len(array.data)} bytes of data, expected {expected}")
-    # Before NumPy sees it: what it is told to make room for is what the header says.
-    if not array.data.startswith(headers):
-        raise ReplyError(f"{name}: its data do not start as {array.dtype}{list(array.shape)} do")
-    values = array.numpy()
-    if not np.isfinite(values).all():
-        raise ReplyError(f"{name}: not finite")
-
-
-def _difference(received: Signature, expected: Signature) -> str:
-    """The first difference, in words."""
-    if missing := sorted(expected.keys() - received.keys()):
-        return f"lacks {', '.join(missing)}"
-    if extra := sorted(received.keys() - expected.keys()):
-        return f"has unknown {', '.join(extra)}"
-    name = next(name for name in expected if received[name] != expected[name])
-    return f"{name} is {_kind(received[name])}, expected {_kind(expected[name])}"
-
-
-def _kind(signature: tuple[tuple[int, ...], str]) -> str:
-    shape, dtype = signature
-    return f"{dtype}{list(shape)}"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message
 
 from fedmoe.guard import Inspection
 from fedmoe.messages import words
 from fedmoe.messages.arrays import record_bytes
+from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.replies import Replies
 
 
 @dataclass(frozen=True)
@@ -27,37 +29,36 @@ class Phase:
         """Bytes up and down, of all clients together."""
         return sum(self.inspection.bytes_up.values()), sum(self.bytes_down.values())
 
-    def client_records(self, number: int, client_of: Callable[[int], int]) -> list[dict[str, Any]]:
-        """The lines of `clients.jsonl`: one per client that was asked, by client.
+    def client_columns(self, number: int, client_of: Callable[[int], int]) -> dict[str, list[Any]]:
+        """The lines of `clients.jsonl` as columns: an entry per client asked, by client.
 
         Args:
             number: of the round.
             client_of: the client behind a node id.
         """
-        metrics = {
-            reply.metadata.src_node_id: cast(MetricRecord, reply.content[words.METRICS])
-            for reply in self.inspection.good
+        good = Replies.of(self.inspection.good)
+        numbers = good.numbers()
+        nodes = sorted(self.bytes_down, key=client_of)
+        columns: dict[str, list[Any]] = {
+            "round": [number] * len(nodes),
+            "client": [client_of(node) for node in nodes],
+            "status": ["ok" if node in self.inspection.bytes_up else "failed" for node in nodes],
+            "reason": [self.inspection.failures.get(node) for node in nodes],
         }
-        records = []
-        for node in sorted(self.bytes_down, key=client_of):
-            own = metrics.get(node)
-            records.append(
-                {
-                    "round": number,
-                    "client": client_of(node),
-                    "status": "failed" if own is None else "ok",
-                    "reason": self.inspection.failures.get(node),
-                    "num_examples": None if own is None else own.get(words.NUM_EXAMPLES),
-                    "loss": None if own is None else own.get(words.LOSS),
-                    "bytes_up": self.inspection.bytes_up.get(node, 0),
-                    "bytes_down": self.bytes_down[node],
-                }
+        for name, key in (("num_examples", words.NUM_EXAMPLES), ("loss", words.LOSS)):
+            known = (
+                dict(zip(good.nodes, numbers[key].tolist(), strict=True)) if key in numbers else {}
             )
-        return records
+            columns[name] = [known.get(node) for node in nodes]
+        columns["bytes_up"] = [self.inspection.bytes_up.get(node, 0) for node in nodes]
+        columns["bytes_down"] = [self.bytes_down[node] for node in nodes]
+        return columns
 
 
 def message_sizes(sent: Sequence[Message]) -> dict[int, int]:
     """Bytes sent to each node; arrays that many share are measured once."""
+    if isinstance(sent, Broadcast) and sent.personal is None:
+        return dict.fromkeys(sent.nodes, sum(map(record_bytes, sent.records.values())))
     known: dict[int, int] = {}
     sizes = {}
     for message in sent:

@@ -6,7 +6,7 @@ reply end a run; apart from these, the order of events is the same.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.errors import RunError
 from fedmoe.guard import ReplyGuard
 from fedmoe.messages import words
-from fedmoe.messages.arrays import to_record
+from fedmoe.messages.arrays import signature_of, to_record
 from fedmoe.phase import Phase, message_sizes
+from fedmoe.profiling import section
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
@@ -39,14 +40,14 @@ class RoundRecord:
     Attributes:
         round: from 1.
         metrics: the round's line of `metrics.jsonl`.
-        clients: one line each of `clients.jsonl`.
+        clients: `clients.jsonl`, a column for each name and a line for each client.
         insights: one line each of `insights.jsonl`.
         findings: the round's line of `findings.jsonl`, where a MetaLearner learned.
     """
 
     round: int
     metrics: dict[str, Any]
-    clients: list[dict[str, Any]]
+    clients: dict[str, list[Any]]
     insights: list[dict[str, Any]]
     findings: dict[str, Any] | None
 
@@ -113,8 +114,9 @@ class RoundLoop:
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
             evaluated = self._evaluate(number)
             phases.append(evaluated)
-            validation = federation_scores(evaluated.inspection.good, "validation")
-            test = federation_scores(evaluated.inspection.good, "test")
+            with section("evaluate"):
+                validation = federation_scores(evaluated.inspection.good, "validation")
+                test = federation_scores(evaluated.inspection.good, "test")
             # Leaving clients out flatters a method, so that it has to be said; that goes for
             # those that failed and for those that the strategy did not ask.
             everyone = len(list(self.grid.get_node_ids()))
@@ -149,7 +151,7 @@ class RoundLoop:
         return RoundRecord(
             round=number,
             metrics=metrics,
-            clients=trained.client_records(number, self.client_of),
+            clients=trained.client_columns(number, self.client_of),
             insights=[insight.as_json() for insight in insights],
             findings=getattr(self.strategy, "findings", None) if insights else None,
         )
@@ -172,7 +174,8 @@ class RoundLoop:
         if len(good) < least:
             return None, f"{len(good)} good replies, {least} needed{self._example(phase)}"
         try:
-            arrays, metrics = self.strategy.aggregate_train(number, good)
+            with section("aggregate"):
+                arrays, metrics = self.strategy.aggregate_train(number, good)
         except _CANNOT_MERGE as error:
             return None, str(error) or type(error).__name__
         if arrays is None and metrics is None:  # how Flower's strategies skip a step
@@ -192,7 +195,8 @@ class RoundLoop:
         phase = self._exchange(number, evaluate=True)
         self._report(number, "evaluate", phase)
         try:
-            self.strategy.aggregate_evaluate(number, phase.inspection.good)
+            with section("aggregate"):
+                self.strategy.aggregate_evaluate(number, phase.inspection.good)
         except _CANNOT_MERGE as error:
             _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
         return phase
@@ -216,16 +220,19 @@ class RoundLoop:
         """Configure, send, receive, inspect."""
         configure = self.strategy.configure_evaluate if evaluate else self.strategy.configure_train
         # Flower's own strategies sample with the global generator: see there.
-        with seeded_random(self.config.seed, number, int(evaluate)):
-            sent = list(configure(number, self.standing.arrays, ConfigRecord(), self.grid))
-        bytes_down = message_sizes(sent)  # before clients may change the records they are sent
+        with section("configure"), seeded_random(self.config.seed, number, int(evaluate)):
+            made = configure(number, self.standing.arrays, ConfigRecord(), self.grid)
+            sent = made if isinstance(made, Sequence) else list(made)
+            bytes_down = message_sizes(sent)  # before clients may change what they are sent
         replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.timeout)
-        return Phase(self._guard.inspect(sent, replies), bytes_down)
+        with section("guard"):
+            return Phase(self._guard.inspect(sent, replies), bytes_down)
 
 
 def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
     """Arrays in the dtypes of the model: Flower's FedOpt family returns float64 for float32."""
-    if all(array.dtype == like[name].dtype for name, array in arrays.items()):
+    wanted = signature_of(like)
+    if all(dtype == wanted[name][1] for name, (_, dtype) in signature_of(arrays).items()):
         return arrays
     return to_record(
         {name: array.numpy().astype(like[name].dtype) for name, array in arrays.items()}

@@ -1,11 +1,12 @@
 """Scores of the whole federation from the clients' evaluation replies."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import Message, MetricRecord
+import numpy as np
+from flwr.app import Message
 
-from fedmoe.messages import words
+from fedmoe.messages.replies import Replies
 from fedmoe.tracking.summary import statistics
 
 Scores = dict[str, Any]  # {"global": METRICS | None, "personalised": METRICS | None}
@@ -25,20 +26,18 @@ def federation_scores(replies: Sequence[Message], part: str) -> Scores:
         By `global` and `personalised`: each metric's statistics, or `None` where no client
         scored such a model.
     """
-    records = [cast(MetricRecord, reply.content[words.METRICS]) for reply in replies]
-    counts = [float(cast(float, record.get(f"{part}-num-examples", 0))) for record in records]
+    numbers = Replies.of(replies).numbers() if replies else {}
+    counts = numbers.get(f"{part}-num-examples", np.zeros(len(replies)))
     scores: Scores = {"global": None, "personalised": None}
     for which in scores:
         metrics = {
             name: statistics(
-                [float(cast(float, record[key])) for record in records],
-                counts,
-                worst="lowest" if name in _HIGHER_IS_BETTER else "highest",
+                numbers[key], counts, worst="lowest" if name in _HIGHER_IS_BETTER else "highest"
             )
             for name in _METRICS
-            if records and all((key := f"{part}-{which}-{name}") in record for record in records)
+            if (key := f"{part}-{which}-{name}") in numbers
         }
-        if metrics and sum(counts) > 0:
+        if metrics and counts.sum() > 0:
             scores[which] = metrics
     return scores
 

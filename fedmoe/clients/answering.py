@@ -2,154 +2,197 @@
 
 Messages of one kind whose requests have the same shape are trained or evaluated as a cohort. If
 that fails, each is tried alone, so that only the client at fault gets an error reply.
+
+Letters: C messages, n of them in a group.
 """
 
 import logging
-from collections.abc import Hashable, Sequence
-from functools import lru_cache
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from flwr.app import (
-    ArrayRecord,
-    Context,
-    Error,
-    Message,
-    MessageType,
-    RecordDict,
-)
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 
 from fedmoe.clients.experiment import Experiment, load_experiment
 from fedmoe.clients.local import evaluate_clients, train_clients
-from fedmoe.clients.requests import EvaluateRequest, TrainRequest, Update
+from fedmoe.clients.requests import EvaluateRequest, Settings, TrainRequest
+from fedmoe.clients.states import ContextStates, States
+from fedmoe.data.federation import Ints
+from fedmoe.insight import Guidance
 from fedmoe.messages import words
-from fedmoe.messages.seams import unchecked_metrics, unchecked_records
+from fedmoe.messages.arrays import Records, gather, shared
+from fedmoe.messages.broadcast import distinct_contents
+from fedmoe.messages.replies import Part, Replies
+from fedmoe.models import Parameters
 
 _LOG = logging.getLogger("fedmoe.clients.answering")
 _CLIENT_FAILED = 2  # Flower's code for a client app that raised
 
-Request = TrainRequest | EvaluateRequest
-Pending = tuple[int, Experiment, Request]
-
 
 def answer(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-    """Answer each message with its client's context; the contexts' state may change.
+    """Answer each message with its client's Flower context; the contexts' state may change.
 
     Returns:
         One reply per message, in order; an error reply where a client failed.
     """
-    contents: list[RecordDict | Error] = [Error(_CLIENT_FAILED, "not answered")] * len(messages)
-    groups: dict[tuple[object, ...], list[Pending]] = {}
-    for index, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+    replies: dict[int, Message] = {}
+    groups: dict[str, list[int]] = {}
+    for place, context in enumerate(contexts):
+        groups.setdefault(str(context.run_config["config"]), []).append(place)
+    for config_json, places in groups.items():
+        clients = [int(contexts[p].node_config[words.PARTITION_ID]) for p in places]
+        states = {c: contexts[p].state for c, p in zip(clients, places, strict=True)}
+        own = [messages[p] for p in places]
         try:
-            experiment = load_experiment(str(context.run_config["config"]))
-            request = _read(message, context)
+            experiment = load_experiment(config_json)
         except Exception as error:
-            contents[index] = _failure(error)
+            replies |= {p: Message(_failure(error), reply_to=messages[p]) for p in places}
             continue
-        shape = request.shape() if isinstance(request, TrainRequest) else (request.arrays is None,)
-        key = (type(request), id(experiment), *shape)
-        groups.setdefault(key, []).append((index, experiment, request))
+        answered = answer_cohort(experiment, own, np.array(clients), ContextStates(states))
+        replies |= dict(zip(places, answered, strict=True))
+    return [replies[place] for place in range(len(messages))]
+
+
+def answer_cohort(
+    experiment: Experiment, messages: Sequence[Message], clients: Ints, states: States
+) -> Replies:
+    """Answer messages to clients of one experiment, in as few cohorts as can be.
+
+    Args:
+        experiment: what the clients have in common.
+        messages: C of them, one for each client.
+        clients: (C,) whom they are sent to.
+        states: the clients' private arrays.
+
+    Returns:
+        One reply per message, in order; an error reply where a client failed.
+    """
+    answering = _Answering(experiment, clients, states)
+    groups: dict[tuple[object, ...], list[_Asked]] = {}
+    for content, kind, places in distinct_contents(messages):
+        try:
+            asked = _read(content, kind, places)
+        except Exception as error:
+            answering.fail(places, error)
+        else:
+            groups.setdefault(asked.shape(), []).append(asked)
     for group in groups.values():
-        for (index, _, _), content in zip(group, _answer_group(group), strict=True):
-            contents[index] = content
-    return [
-        Message(content, reply_to=message)
-        for content, message in zip(contents, messages, strict=True)
-    ]
+        answering.answer(group)
+    errors = answering.errors.items()
+    plain = {place: Message(error, reply_to=messages[place]) for place, error in errors}
+    return Replies(messages, answering.parts, plain)
 
 
-def _read(message: Message, context: Context) -> Request:
-    """Turn a message into a request.
+@dataclass(frozen=True)
+class _Asked:
+    """What one content asks of the clients at the given places among the messages, (n,)."""
+
+    kind: str
+    places: Ints
+    settings: Settings
+    arrays: ArrayRecord | None
+    guidance: Guidance | None
+
+    def shape(self) -> tuple[object, ...]:
+        """What is asked in equal shape can be answered as one cohort."""
+        guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
+        return self.kind, self.settings, self.arrays is None, guided
+
+    def alone(self) -> "Iterable[_Asked]":
+        """The same, asked of each client by itself."""
+        for place in self.places:
+            yield _Asked(self.kind, place[None], self.settings, self.arrays, self.guidance)
+
+
+class _Answering:
+    """Collects the answers of one call."""
+
+    def __init__(self, experiment: Experiment, clients: Ints, states: States) -> None:
+        self.experiment, self.clients, self.states = experiment, clients, states
+        self.parts: list[Part] = []
+        self.errors: dict[int, Error] = {}
+
+    def answer(self, group: Sequence[_Asked]) -> None:
+        """All as one cohort, or else one by one."""
+        places = np.concatenate([asked.places for asked in group])
+        try:
+            self.parts.append(Part(places, self._as_cohort(group, self.clients[places])))
+        except Exception as error:
+            if len(places) == 1:
+                self.fail(places, error)
+                return
+            _LOG.debug("cohort of %d failed (%s); each is tried alone", len(places), error)
+            for asked in group:
+                for single in asked.alone():
+                    self.answer([single])
+
+    def _as_cohort(self, group: Sequence[_Asked], clients: Ints) -> Records:
+        first = group[0]
+        if first.kind == MessageType.EVALUATE:
+            request = EvaluateRequest(clients=clients, params=_gathered(group))
+            return evaluate_clients(self.experiment, request, self.states)
+        guidance = [one.guidance for one in group for _ in one.places if one.guidance]
+        return train_clients(
+            self.experiment,
+            TrainRequest(
+                clients=clients,
+                settings=first.settings,
+                params=_gathered(group),
+                guidance=guidance,
+            ),
+            self.states,
+        )
+
+    def fail(self, places: Ints, error: Exception) -> None:
+        """Note what went wrong for the clients at some places."""
+        self.errors |= dict.fromkeys(places.tolist(), _failure(error))
+
+
+def _gathered(group: Sequence[_Asked]) -> Parameters | None:
+    """The models that were sent: one row if it is the same for all, else one for each client."""
+    records = [asked.arrays for asked in group if asked.arrays is not None]
+    if not records:
+        return None
+    if shared(records):
+        return gather(records[:1])
+    counts = [len(asked.places) for asked in group]
+    return gather([r for r, count in zip(records, counts, strict=True) for _ in range(count)])
+
+
+def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
+    """Turn a message's content into a request.
 
     Raises:
         ValueError: the message is of an unknown kind or malformed.
     """
-    content, state = message.content, context.state
-    client = int(context.node_config[words.PARTITION_ID])
     arrays = content.get(words.ARRAYS)
     if arrays is not None and not isinstance(arrays, ArrayRecord):
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
-    kind = message.metadata.message_type
     if kind == MessageType.EVALUATE:
-        return EvaluateRequest(client=client, state=state, arrays=arrays)
+        return _Asked(kind, places, Settings(), arrays, None)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
+    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content))
+
+
+def _settings(content: RecordDict) -> Settings:
     config = words.get_config(content)
-    values = [config.get(key) for key in _SETTINGS]
-    if any(type(value) is list for value in values):
-        raise ValueError(f"config has a list where one value is needed: {dict(config)}")
-    settings = _settings(*cast(list[Hashable], values))
-    guidance = words.get_guidance(content)
-    return TrainRequest(client, settings.round, state, arrays, guidance, *settings[1:])
-
-
-class _Settings(NamedTuple):
-    """A train message's settings; most messages of a round have the same."""
-
-    round: int
-    proximal_mu: float
-    payloads: tuple[str, ...] | None
-    prototype_min_count: int
-
-
-_SETTINGS = (
-    words.SERVER_ROUND, words.PROXIMAL_MU, words.WANTED_PAYLOADS, words.PROTOTYPE_MIN_COUNT,
-)  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _settings(round: object, mu: object, wanted: object, min_count: object) -> _Settings:
-    return _Settings(
-        round=int(_number(words.SERVER_ROUND, round, 0)),
-        proximal_mu=_number(words.PROXIMAL_MU, mu, 0.0),
+    wanted = config.get(words.WANTED_PAYLOADS)
+    if isinstance(wanted, list):
+        raise ValueError(f"config {words.WANTED_PAYLOADS!r} must be one text, got {wanted!r}")
+    return Settings(
+        round=int(_number(config, words.SERVER_ROUND, 0)),
+        proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
         payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
-        prototype_min_count=int(_number(words.PROTOTYPE_MIN_COUNT, min_count, 1)),
+        prototype_min_count=int(_number(config, words.PROTOTYPE_MIN_COUNT, 1)),
     )
 
 
-def _number(key: str, value: object, default: float) -> float:
-    if value is None:
-        return default
+def _number(config: ConfigRecord, key: str, default: float) -> float:
+    value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"config {key!r} must be a number, got {value!r}")
     return float(value)
-
-
-def _answer_group(group: list[Pending]) -> list[RecordDict | Error]:
-    """All as one cohort, or else one by one."""
-    experiment = group[0][1]
-    requests = [request for _, _, request in group]
-    try:
-        return list(_as_cohort(experiment, requests))
-    except Exception as error:
-        if len(requests) == 1:
-            return [_failure(error)]
-        _LOG.debug("cohort of %d failed (%s); each is tried alone", len(requests), error)
-        return [content for pending in group for content in _answer_group([pending])]
-
-
-def _as_cohort(experiment: Experiment, requests: Sequence[Request]) -> list[RecordDict]:
-    training = [request for request in requests if isinstance(request, TrainRequest)]
-    if training:
-        updates = train_clients(experiment, training)
-        return [_train_reply(u, r) for u, r in zip(updates, training, strict=True)]
-    evaluating = [request for request in requests if isinstance(request, EvaluateRequest)]
-    scores = evaluate_clients(experiment, evaluating)
-    return [unchecked_records({words.METRICS: unchecked_metrics(score)}) for score in scores]
-
-
-def _train_reply(update: Update, request: TrainRequest) -> RecordDict:
-    metrics = unchecked_metrics(
-        {words.NUM_EXAMPLES: update.num_examples, words.LOSS: update.final_loss}
-    )
-    content = unchecked_records(
-        {words.METRICS: metrics}
-        if request.arrays is None
-        else {words.ARRAYS: update.arrays, words.METRICS: metrics}
-    )
-    if update.insight is not None:
-        words.put_insight(content, update.insight)
-    return content
 
 
 def _failure(error: Exception) -> Error:

@@ -7,10 +7,10 @@ from torch import nn
 
 from fedmoe.config import from_json
 from fedmoe.data import load_federation
-from fedmoe.data.federation import FederatedData
+from fedmoe.data.federation import FederatedData, Ints, Part
 from fedmoe.models import Parameters, build_model, parameters_of
 from fedmoe.schema import ExperimentConfig, MoeConfig
-from fedmoe.training.pool import Pool
+from fedmoe.training.pool import Pool, Samples
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Experiment:
         """Build the model for the data."""
         model = build_model(config.model, data.task, config.seed)
         return cls(config, data, Pool.of(data.x_ND, data.y_N), model, parameters_of(model))
+
+    def samples(self, part: Part, clients: Ints) -> Samples:
+        """Where some clients' samples of one part lie."""
+        return Samples(self.pool, *self.data.parts[part].padded(clients))
 
     @property
     def balance_weight(self) -> float:

@@ -4,15 +4,21 @@ The experiments of this project go through `answer`, which trains whole cohorts;
 same client for code that speaks `NumPyClient` (and the yardstick that cohorts are measured by).
 """
 
-from flwr.app import ArrayRecord, RecordDict
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.local import evaluate_clients, train_clients
-from fedmoe.clients.requests import EvaluateRequest, TrainRequest
+from fedmoe.clients.requests import EvaluateRequest, Settings, TrainRequest
+from fedmoe.clients.states import ContextStates
 from fedmoe.messages import words
-from fedmoe.messages.arrays import from_record
+from fedmoe.messages.arrays import Numbers, Stack
+from fedmoe.models import Parameters
 
 
 class FedMoEClient(NumPyClient):
@@ -26,6 +32,8 @@ class FedMoEClient(NumPyClient):
 
     def __init__(self, experiment: Experiment, client: int) -> None:
         self.experiment, self.client, self.state = experiment, client, RecordDict()
+        self._alone = np.array([client])
+        self._states = ContextStates({client: self.state})
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """The initial parameters, in the model's order of names."""
@@ -40,33 +48,34 @@ class FedMoEClient(NumPyClient):
         `config` may hold `server-round` and `proximal-mu`.
         """
         request = TrainRequest(
-            client=self.client,
-            round=int(config.get(words.SERVER_ROUND, 0)),
-            state=self.state,
-            arrays=self._record(parameters),
-            proximal_mu=float(config.get(words.PROXIMAL_MU, 0.0)),
+            clients=self._alone,
+            settings=Settings(
+                round=int(config.get(words.SERVER_ROUND, 0)),
+                proximal_mu=float(config.get(words.PROXIMAL_MU, 0.0)),
+            ),
+            params=self._params(parameters),
         )
-        update = train_clients(self.experiment, [request])[0]
-        trained = from_record(update.arrays)
-        arrays = [trained[name].numpy() for name in self.experiment.initial]
-        return arrays, update.num_examples, {words.LOSS: update.final_loss}
+        records = train_clients(self.experiment, request, self._states)
+        trained, metrics = cast(Stack, records[words.ARRAYS]), cast(Numbers, records[words.METRICS])
+        arrays = [trained.tensors[name][0].cpu().numpy() for name in self.experiment.initial]
+        loss = float(metrics[words.LOSS][0])
+        return arrays, int(metrics[words.NUM_EXAMPLES][0]), {words.LOSS: loss}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Score the given parameters on the client's validation and test parts."""
         del config
-        request = EvaluateRequest(
-            client=self.client, state=self.state, arrays=self._record(parameters)
-        )
-        scores = dict(evaluate_clients(self.experiment, [request])[0])
-        count = int(scores.pop(words.NUM_EXAMPLES))
+        request = EvaluateRequest(clients=self._alone, params=self._params(parameters))
+        records = evaluate_clients(self.experiment, request, self._states)
+        columns = cast(Numbers, records[words.METRICS])
+        scores = {name: column[0].item() for name, column in columns.items()}
+        count = scores.pop(words.NUM_EXAMPLES)
         loss = scores.get("test-global-loss", scores.get("test-global-mse", 0.0))
         return float(loss), count, dict(scores)
 
-    def _record(self, parameters: NDArrays) -> ArrayRecord:
+    def _params(self, parameters: NDArrays) -> Parameters:
         names = list(self.experiment.initial)
         if len(parameters) != len(names):
             raise ValueError(f"expected {len(names)} arrays ({names}), got {len(parameters)}")
-        record = ArrayRecord(list(parameters))
-        return ArrayRecord(dict(zip(names, record.values(), strict=True)))
+        return {n: torch.tensor(p)[None] for n, p in zip(names, parameters, strict=True)}

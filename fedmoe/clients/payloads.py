@@ -4,34 +4,29 @@ Letters: C clients, n most samples of a client, D features, P = D + 1 coefficien
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from fedmoe.clients.experiment import Experiment
 from fedmoe.models.linear import Linear
-from fedmoe.training.cohort import Cohort
-
-Payload = dict[str, NDArray[Any]]
+from fedmoe.training.pool import Samples
 
 
 def make_payloads(
-    experiment: Experiment, names: Sequence[str], cohort: Cohort, prototype_min_count: int
-) -> list[Payload]:
-    """Each client's payload; a payload that does not fit the task or the model is left out."""
+    experiment: Experiment, names: Sequence[str], samples: Samples, prototype_min_count: int
+) -> dict[str, Tensor]:
+    """The clients' payloads, C in front; what does not fit the task or the model is left out."""
     task = experiment.data.task
-    x_CnD, y_Cn, real_Cn = experiment.pool.padded(cohort.rows_Cn, cohort.count_C)
+    x_CnD, y_Cn, real_Cn = samples.padded()
     stacked: dict[str, Tensor] = {}
     if "prototypes" in names and task.kind == "classification":
         stacked |= prototypes(x_CnD, y_Cn, real_Cn, task.num_outputs, prototype_min_count)
     linear = isinstance(experiment.model, Linear)
     if "statistics" in names and task.kind == "regression" and linear:
         stacked |= statistics(x_CnD, y_Cn, real_Cn)
-    arrays = {name: tensor.numpy() for name, tensor in stacked.items()}
-    return [{name: array[row] for name, array in arrays.items()} for row in range(len(x_CnD))]
+    return stacked
 
 
 def prototypes(

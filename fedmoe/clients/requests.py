@@ -1,76 +1,65 @@
-"""What a client is asked to do and what it answers, free of any message format.
+"""What clients are asked to do, free of any message format: one request for a whole cohort.
 
-Flower's messages (`answer.py`) and its NumPy interface (`numpy_client.py`) are both turned into
-these.
+Flower's messages (`answering.py`) and its NumPy interface (`numpy_client.py`) are both turned
+into these.
+
+Letters: C clients of the cohort.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, RecordDict
-
-from fedmoe.insight import Guidance, Insight
+from fedmoe.data.federation import Ints
+from fedmoe.insight import Guidance
+from fedmoe.models import Parameters
 
 MODEL = "model"  # keys of a client's private state
 OPTIMIZER = "optimizer"
 
 
-class TrainRequest(NamedTuple):
-    """Train on the client's own data.
+class Settings(NamedTuple):
+    """What a train message sets; clients whose settings are equal train as one cohort.
 
     Attributes:
-        client: the client's partition.
         round: of the federation.
-        state: the client's private records; the model and the optimiser may live here.
-        arrays: the model to start from; `None` goes on with the client's own.
-        guidance: what the MetaLearner said, or `None`.
         proximal_mu: weight of FedProx's term.
         payloads: what to put into the insight; `None` if no insight is wanted.
         prototype_min_count: classes with fewer samples send no prototype.
     """
 
-    client: int
-    round: int
-    state: RecordDict
-    arrays: ArrayRecord | None = None
-    guidance: Guidance | None = None
+    round: int = 0
     proximal_mu: float = 0.0
     payloads: tuple[str, ...] | None = None
     prototype_min_count: int = 1
 
-    def shape(self) -> tuple[object, ...]:
-        """Requests of equal shape can be trained as one cohort."""
-        guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        return (
-            self.round, self.arrays is None, guided, self.proximal_mu, self.payloads,
-            self.prototype_min_count, OPTIMIZER in self.state,
-        )  # fmt: skip
 
-
-class Update(NamedTuple):
-    """What training gave.
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """Train on the clients' own data.
 
     Attributes:
-        arrays: the trained model, one row of the cohort's stack.
-        num_examples: samples trained on.
-        final_loss: mean loss over the last epoch.
-        insight: if one was asked for.
+        clients: (C,) the clients' partitions.
+        settings: the same for all.
+        params: models to start from, (C, ...) by name or (1, ...) for one that all share;
+            `None` goes on with the clients' own.
+        guidance: what the MetaLearner told each client; empty if it told them nothing.
     """
 
-    arrays: ArrayRecord
-    num_examples: int
-    final_loss: float
-    insight: Insight | None
+    clients: Ints
+    settings: Settings
+    params: Parameters | None = None
+    guidance: Sequence[Guidance] = ()
 
 
-class EvaluateRequest(NamedTuple):
-    """Score a model on the client's validation and test data.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """Score models on the clients' validation and test data.
 
     Attributes:
-        client: the client's partition.
-        state: the client's private records.
-        arrays: the global model, or `None` if there is none.
+        clients: (C,) the clients' partitions.
+        params: as in `TrainRequest`; `None` scores the clients' own.
     """
 
-    client: int
-    state: RecordDict
-    arrays: ArrayRecord | None = None
+    clients: Ints
+    params: Parameters | None = None

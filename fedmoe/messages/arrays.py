@@ -7,6 +7,7 @@ real (serialised) `Array`s only when read. Strategies of ours read the stack ins
 Letters: C clients of the stack.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, wraps
 from io import BytesIO
@@ -18,8 +19,14 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmoe.data.federation import Ints
 from fedmoe.messages.seams import RecordType, unchecked_records
 from fedmoe.models.base import Parameters
+
+Signature = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype by name
+
+
+Numbers = dict[str, NDArray[Any]]  # many clients' numbers by name, (C,) each
 
 
 class Stack:
@@ -28,27 +35,44 @@ class Stack:
     def __init__(self, tensors: Parameters) -> None:
         self.tensors = tensors
 
+    def take(self, places: Ints) -> "Stack":
+        """Some of the clients."""
+        index = torch.from_numpy(places)
+        return Stack({name: tensor[index] for name, tensor in self.tensors.items()})
+
     @cached_property
-    def finite_C(self) -> list[bool]:
+    def finite_C(self) -> NDArray[np.bool_]:
         """Whether all of a client's numbers are finite."""
-        clients = len(next(iter(self.tensors.values())))
-        finite = torch.ones(clients, dtype=torch.bool)
-        for tensor in self.tensors.values():
-            finite &= tensor.isfinite().reshape(clients, -1).all(dim=1)
-        return [bool(value) for value in finite.tolist()]
+        tables = [tensor.reshape(len(tensor), -1) for tensor in self.tensors.values()]
+        # NaN and infinities survive a sum, which is 10 to 30 times as fast as looking at each
+        # number; a sum that overflowed is looked at again.
+        sums = [table.sum(dim=1).isfinite() for table in tables]
+        finite_C = np.asarray(torch.stack(sums).all(dim=0).cpu().numpy())
+        for row in np.flatnonzero(~finite_C):
+            finite_C[row] = all(bool(table[row].isfinite().all()) for table in tables)
+        return finite_C
 
     @cached_property
     def bytes_per_client(self) -> int:
         """Serialised size of one client's arrays."""
         return sum(
-            len(npy_headers(tuple(t.shape[1:]), str(t.numpy().dtype))[0]) + t[0].nbytes
-            for t in self.tensors.values()
+            len(npy_headers(shape, dtype)[0]) + math.prod(shape) * np.dtype(dtype).itemsize
+            for shape, dtype in self.signature.values()
         )
 
     @cached_property
-    def signature(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def signature(self) -> Signature:
         """Shape and dtype of one client's arrays by name."""
-        return {k: (tuple(t.shape[1:]), str(t.numpy().dtype)) for k, t in self.tensors.items()}
+        return {k: (tuple(t.shape[1:]), dtype_name(t.dtype)) for k, t in self.tensors.items()}
+
+
+Records = dict[str, Stack | Numbers]  # many clients' records by key
+
+
+@lru_cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """What NumPy calls a dtype, and so what Flower's records do."""
+    return str(torch.empty(0, dtype=dtype).numpy().dtype)
 
 
 class CohortRecord(ArrayRecord):
@@ -69,13 +93,15 @@ class CohortRecord(ArrayRecord):
             return
         self.__dict__["filled"] = True
         for name, tensor in self.__dict__["stack"].tensors.items():
-            self[name] = Array(tensor[self.__dict__["row"]].contiguous().numpy())
+            self[name] = Array(tensor[self.__dict__["row"]].contiguous().cpu().numpy())
 
 
 def _filling(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def filled(self: CohortRecord, *args: Any, **kwargs: Any) -> Any:
-        self._fill()
+        for record in (self, *args):  # an argument may be another, to be compared with
+            if isinstance(record, CohortRecord):
+                record._fill()
         return method(self, *args, **kwargs)
 
     return filled
@@ -117,6 +143,19 @@ def plain(records: RecordDict) -> RecordDict:
 def to_record(tensors: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
     """Arrays by name as a record."""
     return ArrayRecord({name: Array(np.asarray(value)) for name, value in tensors.items()})
+
+
+def lazy_record(tensors: Parameters) -> ArrayRecord:
+    """The same, but serialised only if somebody reads it; the tensors must not change."""
+    return CohortRecord(Stack({name: tensor[None] for name, tensor in tensors.items()}), 0)
+
+
+def signature_of(record: ArrayRecord) -> Signature:
+    """Shapes and dtypes of a record's arrays; makes none."""
+    stacked = stack_of(record)
+    if stacked is not None:
+        return stacked[0].signature
+    return {name: (tuple(array.shape), array.dtype) for name, array in record.items()}
 
 
 def from_record(record: ArrayRecord) -> Parameters:

@@ -4,11 +4,12 @@
 conventions, so its stock strategies and ours understand the same clients.
 """
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe.insight import Guidance, Insight
 from fedmoe.insight.insight import SCHEMA_VERSION, from_fields
-from fedmoe.messages.arrays import to_record
+from fedmoe.messages.arrays import Numbers, to_record
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -27,11 +28,10 @@ PROTOTYPE_MIN_COUNT = "prototype-min-count"
 _VERSION = "schema_version"
 
 
-def put_insight(content: RecordDict, insight: Insight) -> None:
-    """Add an insight to a reply: numbers as metrics, vectors as arrays."""
-    content[INSIGHT] = MetricRecord({_VERSION: SCHEMA_VERSION, **insight.scalars()})
-    if insight.payload:
-        content[PAYLOAD] = to_record(insight.payload)
+def insight_numbers(numbers: Numbers) -> Numbers:
+    """The numbers of many clients' insights as they travel: with the schema's version."""
+    count = len(numbers["client_id"])
+    return {_VERSION: np.full(count, SCHEMA_VERSION), **numbers}
 
 
 def get_insight(content: RecordDict) -> Insight:

@@ -36,6 +36,7 @@ class RuntimeConfig:
         min_replies: fewest good replies in a round; with fewer the round is void.
         max_reply_bytes: a larger reply is refused.
         max_examples: a reply that claims more examples is refused.
+        shard_size: most clients answered at once; bounds memory where strategies are mergeable.
     """
 
     name: Literal["inprocess"]
@@ -43,6 +44,7 @@ class RuntimeConfig:
     min_replies: Count
     max_reply_bytes: Count
     max_examples: Count
+    shard_size: Count
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,10 +9,11 @@ from fedmoe.config import to_json
 from fedmoe.errors import FedmoeError
 from fedmoe.run import FederationRun, conduct
 from fedmoe.schema import ExperimentConfig
+from fedmoe.simulations.context_grid import ContextGrid
 from fedmoe.simulations.inprocess import InProcessGrid
 from fedmoe.tracking import RunDirectory, configure_logging
 
-__all__ = ["InProcessGrid", "run_experiment"]
+__all__ = ["ContextGrid", "InProcessGrid", "run_experiment"]
 
 
 def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
@@ -43,5 +44,5 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
             directory.write_json("config.json", asdict(config))
             directory.write_json("summary.json", failed)
             raise
-        grid = InProcessGrid(config_json, experiment.data.num_clients)
+        grid = InProcessGrid(experiment)
         return conduct(FederationRun(experiment, grid, directory, grid.client_id, clients=grid))

@@ -11,10 +11,11 @@ and whose MetaLearner was never read by a client; what guidance can act at all f
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -22,6 +23,8 @@ from typing_extensions import override
 from fedmoe.data.federation import Task
 from fedmoe.insight import Insight, Memory, MetaLearner
 from fedmoe.messages import words
+from fedmoe.messages.replies import Replies
+from fedmoe.messages.seams import RecordType
 from fedmoe.schema import InsightConfig
 from fedmoe.strategies.local import Local
 
@@ -69,14 +72,16 @@ class InsightExchange(Local):
         return super().configure_train(server_round, arrays, config, grid)
 
     @override
-    def train_content(self, node: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
-        """The settings and this client's own guidance."""
-        content = super().train_content(node, arrays, config)
-        guidance = self.meta_learner.guidance(self.client_of.get(node, -1))
-        record = words.guidance_record(guidance)
-        if record is not None:
-            content[words.GUIDANCE] = record
-        return content
+    def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
+        """Each client's own guidance."""
+        # Clients may share a guidance; its records are then made once, and told apart by identity.
+        told = [self.meta_learner.guidance(self.client_of.get(node, -1)) for node in nodes]
+        records: dict[int, Mapping[str, RecordType]] = {}
+        for guidance in told:
+            if id(guidance) not in records:
+                record = words.guidance_record(guidance)
+                records[id(guidance)] = {} if record is None else {words.GUIDANCE: record}
+        return [records[id(guidance)] for guidance in told]
 
     def _forget_lost_nodes(self, connected: set[int]) -> None:
         """A client whose node is gone may come back as another node, after a restart."""
@@ -107,8 +112,9 @@ class InsightExchange(Local):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the MetaLearner observe the round's insights."""
-        good = [reply for reply in replies if self._is_good(reply)]
-        accepted = [self._accepted[reply.metadata.src_node_id] for reply in good]
+        came = Replies.of(replies)
+        good = came.select(np.flatnonzero([self._is_good(reply) for reply in came]))
+        accepted = [self._accepted[node] for node in good.nodes]
         self.new_insights = sorted(accepted, key=lambda one: one.client_id)
         self.findings = self.meta_learner.observe(server_round, self.new_insights)
         return super().aggregate_train(server_round, good)

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,26 @@ def to_json(value: Any, indent: int | None = None) -> str:
     except ValueError:
         # Rare, so only then is the record walked in Python to find the NaN.
         return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def lines_of(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """JSON objects of one line each from columns of equal length; see `to_json`.
+
+    A column of numbers is encoded in one call, which is several times as fast as line by line.
+    """
+    encoded = []
+    for name, values in columns.items():
+        key = json.dumps(name) + ": "
+        encoded.append([key + value for value in _encoded_column(values)])
+    return ["{" + ", ".join(entries) + "}" for entries in zip(*encoded, strict=True)]
+
+
+def _encoded_column(values: Sequence[Any]) -> list[str]:
+    if not values or not all(type(value) in (int, float, NoneType) for value in values):
+        return [to_json(value) for value in values]
+    if values.count(None) == len(values):
+        return ["null"] * len(values)
+    return to_json(values)[1:-1].split(", ")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -3,14 +3,14 @@
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fedmoe.errors import RunError
-from fedmoe.tracking.files import to_json, write_atomic
+from fedmoe.tracking.files import lines_of, to_json, write_atomic
 
 MARKER = "RUN"
 _MARKER_TEXT = "This folder belongs to one run of fedmoe; another run takes another folder.\n"
@@ -83,7 +83,18 @@ class RunDirectory:
             TypeError: if a record holds what JSON cannot; nothing is written then.
             OSError: if the disk refuses.
         """
-        content = "".join(to_json(record) + "\n" for record in records).encode()
+        self._append(file, [to_json(record) for record in records])
+
+    def append_columns(self, file: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Add one line per entry of the columns, which are of one length: fast where many are.
+
+        Raises:
+            As `append_many`.
+        """
+        self._append(file, lines_of(columns))
+
+    def _append(self, file: str, lines: Sequence[str]) -> None:
+        content = "".join(line + "\n" for line in lines).encode()
         stream = self._stream(file)
         rest = memoryview(content)
         while rest:

@@ -1,6 +1,7 @@
 """Samples as tensors, where cohorts gather their batches from."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,3 +39,21 @@ class Pool:
         rows = torch.from_numpy(rows_Cn)
         real_Cn = torch.arange(rows.shape[1]) < torch.from_numpy(count_C)[:, None]
         return self.x_ND[rows], self.y_N[rows], real_Cn
+
+
+class Samples(NamedTuple):
+    """Where some clients' samples lie.
+
+    Attributes:
+        pool: holds them, and may hold others'.
+        rows_Cn: each client's rows of the pool, padded on the right.
+        count_C: how many of them are real.
+    """
+
+    pool: Pool
+    rows_Cn: Ints
+    count_C: Ints
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples side by side, see `Pool.padded`."""
+        return self.pool.padded(self.rows_Cn, self.count_C)

@@ -23,8 +23,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedmoe.clients import Experiment, load_experiment
 from fedmoe.clients.local import evaluate_clients
 from fedmoe.clients.requests import EvaluateRequest
+from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config, to_json
-from fedmoe.messages.arrays import to_record
+from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.simulations import InProcessGrid, run_experiment
 from fedmoe.strategies import build_strategy
 
@@ -47,21 +48,18 @@ def start(experiment: Experiment, strategy: Strategy) -> Result:
     def accuracy(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         return MetricRecord({"accuracy": global_accuracy(experiment, arrays)})
 
-    grid = InProcessGrid(to_json(experiment.config), experiment.data.num_clients)
+    grid = InProcessGrid(experiment)
     initial = to_record(experiment.initial)
     return strategy.start(grid, initial, num_rounds=ROUNDS, evaluate_fn=accuracy)
 
 
 def global_accuracy(experiment: Experiment, arrays: ArrayRecord) -> float:
-    contexts = InProcessGrid(to_json(experiment.config), experiment.data.num_clients).contexts
-    scores = evaluate_clients(
-        experiment,
-        [
-            EvaluateRequest(client=client, state=context.state, arrays=arrays)
-            for client, context in enumerate(contexts)
-        ],
-    )
-    return float(np.mean([score["test-global-accuracy"] for score in scores]))
+    clients = np.arange(experiment.data.num_clients)
+    params = {name: tensor[None] for name, tensor in from_record(arrays).items()}
+    request = EvaluateRequest(clients=clients, params=params)
+    scores = evaluate_clients(experiment, request, StackedStates())["metrics"]
+    assert isinstance(scores, dict)
+    return float(scores["test-global-accuracy"].mean())
 
 
 def accuracies(result: Result) -> list[float]:

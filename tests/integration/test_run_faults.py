@@ -12,11 +12,12 @@ from federation_runs import REGRESSION, RUNS, lines, run
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 
 import fedmoe.simulations
-from fedmoe.clients import answer
+from fedmoe.clients import Experiment, answer
+from fedmoe.config import to_json
 from fedmoe.errors import RunError
 from fedmoe.messages.arrays import CohortRecord, Stack, gather
 from fedmoe.simulate import main
-from fedmoe.simulations import InProcessGrid
+from fedmoe.simulations import ContextGrid
 from fedmoe.tracking import load_checkpoint
 
 Replies = list[Message]
@@ -45,9 +46,9 @@ def use(tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> list[Replies]:
         trained.append(tamper(messages, contexts))
         return trained[-1]
 
-    class Grid(InProcessGrid):
-        def __init__(self, config_json: str, num_clients: int) -> None:
-            super().__init__(config_json, num_clients, tampered)
+    class Grid(ContextGrid):
+        def __init__(self, experiment: Experiment) -> None:
+            super().__init__(to_json(experiment.config), experiment.data.num_clients, tampered)
 
     monkeypatch.setattr(fedmoe.simulations, "InProcessGrid", Grid)
     return trained

@@ -79,6 +79,7 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "min_replies": 1,
             "max_reply_bytes": 100_000_000,
             "max_examples": 10_000_000,
+            "shard_size": 1000,
         },
         "tracking": {
             "progress": "auto",

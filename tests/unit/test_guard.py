@@ -31,7 +31,12 @@ from fedmoe.schema import RuntimeConfig
 
 NODES = (2, 3, 4, 5)
 LIMITS = RuntimeConfig(
-    name="inprocess", timeout=1.0, min_replies=1, max_reply_bytes=10_000, max_examples=1000
+    name="inprocess",
+    timeout=1.0,
+    min_replies=1,
+    max_reply_bytes=10_000,
+    max_examples=1000,
+    shard_size=1000,
 )
 Arrays = dict[str, NDArray[Any]]
 Contents = dict[int, RecordDict]

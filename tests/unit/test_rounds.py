@@ -26,7 +26,7 @@ from fedmoe.messages.arrays import plain, to_record
 from fedmoe.messages.seams import wire_bytes, with_content
 from fedmoe.rounds import RoundLoop, RoundRecord, same_dtypes
 from fedmoe.schema import ExperimentConfig
-from fedmoe.simulations import InProcessGrid
+from fedmoe.simulations import ContextGrid
 from fedmoe.standing import Standing
 from fedmoe.strategies import FedAvg, StackedFedAvg
 
@@ -57,7 +57,7 @@ class Script:
         self.spoil, self.spoil_evaluation = spoil, spoil_evaluation
         self.sent: list[Message] = []
         self.received: list[Message] = []
-        self.grid = InProcessGrid("{}", CLIENTS, self.answer)
+        self.grid = ContextGrid("{}", CLIENTS, self.answer)
 
     def answer(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         replies = []
@@ -106,6 +106,14 @@ def average_step(clients: Iterable[int]) -> float:
     """How far one round of weighted averaging moves each weight."""
     chosen = list(clients)
     return sum((c + 1) * examples(c) for c in chosen) / sum(map(examples, chosen))
+
+
+def lines(record: RoundRecord) -> list[dict[str, Any]]:
+    """The lines of `clients.jsonl`."""
+    return [
+        dict(zip(record.clients, line, strict=True))
+        for line in zip(*record.clients.values(), strict=True)
+    ]
 
 
 def config_of(**keywords: Any) -> ExperimentConfig:
@@ -186,11 +194,11 @@ def test_every_client_that_was_asked_has_a_line() -> None:
     ran = run(Script(), FedAvg(seed=3, fraction_train=0.6), rounds=4)
     seen = []
     for number, record in enumerate(ran.records, start=1):
-        assert len(record.clients) == 3
-        clients = [line["client"] for line in record.clients]
+        assert len(lines(record)) == 3
+        clients = [line["client"] for line in lines(record)]
         assert clients == sorted(clients)
         seen.append(tuple(clients))
-        for line in record.clients:
+        for line in lines(record):
             assert line["round"] == number
             assert (line["status"], line["reason"]) == ("ok", None)
             assert line["num_examples"] == examples(line["client"])
@@ -209,7 +217,7 @@ def test_evaluate_every(every: int, evaluated: list[int]) -> None:
     weighed = [
         r.round
         for r in ran.records
-        if r.metrics["bytes"]["up"] > sum(c["bytes_up"] for c in r.clients)
+        if r.metrics["bytes"]["up"] > sum(c["bytes_up"] for c in lines(r))
     ]
     assert weighed == evaluated
 
@@ -223,7 +231,7 @@ def test_the_order_of_replies_changes_nothing() -> None:
     plainly, shuffled = run(Script(), rounds=3), run(Shuffled(), rounds=3)
     assert plainly.weights["b"].tobytes() == shuffled.weights["b"].tobytes()
     for one, other in zip(plainly.records, shuffled.records, strict=True):
-        assert one.clients == other.clients
+        assert lines(one) == lines(other)
 
 
 # -------------------------------------------------------------------------------- bad replies
@@ -257,21 +265,21 @@ def test_a_bad_client_fails_alone(
     assert [r.metrics["train"]["failures"] for r in ran.records] == [0, 1, 0]
     assert [r.metrics["train"]["clients"] for r in ran.records] == [5, 4, 5]
     assert not second.metrics["train"]["void"]
-    line = second.clients[1]
+    line = lines(second)[1]
     down = line.pop("bytes_down")
-    assert down == first.clients[1]["bytes_down"] > 0
+    assert down == lines(first)[1]["bytes_down"] > 0
     assert line == {
         "round": 2, "client": 1, "status": "failed", "reason": reason,
         "num_examples": None, "loss": None, "bytes_up": 0,
     }  # fmt: skip
-    assert [one["status"] for one in second.clients] == ["ok", "failed", "ok", "ok", "ok"]
+    assert [one["status"] for one in lines(second)] == ["ok", "failed", "ok", "ok", "ok"]
     assert f"round 2, client 1 failed to train: {reason}" in caplog.messages
-    up = sum(one["bytes_up"] for one in second.clients)
+    up = sum(one["bytes_up"] for one in lines(second))
     assert (
         first.metrics["bytes"]["up"] - second.metrics["bytes"]["up"]
-        == (first.clients[1]["bytes_up"])
+        == (lines(first)[1]["bytes_up"])
     )
-    assert up == sum(one["bytes_up"] for one in third.clients) - first.clients[1]["bytes_up"]
+    assert up == sum(one["bytes_up"] for one in lines(third)) - lines(first)[1]["bytes_up"]
 
 
 def test_a_bad_evaluation_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -332,7 +340,7 @@ def test_too_few_good_replies_void_the_round(least: int, void: bool) -> None:
     assert (train["clients"], train["failures"]) == (3, 2)
     assert ran.loop.standing.valid_rounds == 2 - void
     assert ran.records[0].metrics["test"] is not None  # what it has is evaluated
-    assert [line["status"] for line in ran.records[0].clients].count("ok") == 3
+    assert [line["status"] for line in lines(ran.records[0])].count("ok") == 3
     assert not ran.records[1].metrics["train"]["void"]
 
 
@@ -503,7 +511,7 @@ def test_flowers_sampling_follows_our_seed_and_leaves_the_global_generator() -> 
         ran = run(script, strategy, rounds=6, seed=seed)
         assert random.getstate() == state
         evaluated = [m.metadata.dst_node_id for m in script.sent[2:] if is_evaluation(m)]
-        return [[line["client"] for line in r.clients] for r in ran.records] + [evaluated]
+        return [[line["client"] for line in lines(r)] for r in ran.records] + [evaluated]
 
     def is_evaluation(message: Message) -> bool:
         return message.metadata.message_type == MessageType.EVALUATE
@@ -582,7 +590,7 @@ def test_bytes_are_those_of_what_travelled(strategy: flower.Strategy) -> None:
     up = sum(honest_bytes(reply.content) for reply in script.received)
     assert record.metrics["bytes"] == {"up": up, "down": down}
     trained = script.received[:CLIENTS]
-    for line, message, reply in zip(record.clients, script.sent, trained, strict=False):
+    for line, message, reply in zip(lines(record), script.sent, trained, strict=False):
         assert line["bytes_down"] == honest_bytes(message.content)
         assert line["bytes_up"] == honest_bytes(reply.content)
         # On the wire come names, types and metadata on top: some hundred bytes.

@@ -142,7 +142,7 @@ def send_another_configuration(message: Message) -> None:
         (send_missing_array, "bias"),
         (send_metrics_as_arrays, "must be an ArrayRecord"),
         (send_text_as_number, "'proximal-mu' must be a number, got 'a lot'"),
-        (send_a_list_of_numbers, "a list where one value is needed"),
+        (send_a_list_of_numbers, "must be a number, got [0.1, 0.2]"),
         (send_unknown_guidance, "unknown parts"),
         (send_misshapen_guidance, "guidance prototypes has shape"),
         (send_another_configuration, "no such key"),

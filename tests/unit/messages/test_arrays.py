@@ -134,4 +134,4 @@ def test_detached_records_share_arrays_but_not_fate(stack: Stack) -> None:
 def test_finiteness_is_known_per_client(stack: Stack) -> None:
     stack.tensors["w"][1, 0, 0] = torch.nan
     stack.tensors["b"][2, 1] = torch.inf
-    assert stack.finite_C == [True, False, False, True]
+    assert stack.finite_C.tolist() == [True, False, False, True]

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe.insight import Guidance, Insight
 from fedmoe.messages import words
+from fedmoe.messages.arrays import Records, Stack
+from fedmoe.messages.replies import Part
 
 INSIGHT = Insight(
     client_id=1,
@@ -23,9 +26,14 @@ INSIGHT = Insight(
 
 
 def content() -> RecordDict:
-    record = RecordDict()
-    words.put_insight(record, INSIGHT)
-    return record
+    """As it comes from a cohort of one."""
+    numbers = {name: np.array([value]) for name, value in INSIGHT.scalars().items()}
+    payload = {name: torch.from_numpy(a)[None] for name, a in INSIGHT.payload.items()}
+    records: Records = {
+        words.INSIGHT: words.insight_numbers(numbers),
+        words.PAYLOAD: Stack(payload),
+    }
+    return Part(np.array([0]), records).content(0)
 
 
 def test_an_insight_survives() -> None:

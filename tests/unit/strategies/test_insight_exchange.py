@@ -14,7 +14,7 @@ from fedmoe.messages.arrays import plain, to_record
 from fedmoe.messages.seams import wire_bytes, with_content
 from fedmoe.rounds import RoundLoop
 from fedmoe.schema import ExperimentConfig
-from fedmoe.simulations import InProcessGrid, run_experiment
+from fedmoe.simulations import ContextGrid, InProcessGrid, run_experiment
 from fedmoe.standing import Standing
 from fedmoe.strategies import InsightExchange, build_strategy
 
@@ -40,7 +40,9 @@ class Wiretap:
         return replies
 
 
-def run_rounds(config: ExperimentConfig, grid: InProcessGrid, strategy: Any = None) -> Any:
+def run_rounds(
+    config: ExperimentConfig, grid: InProcessGrid | ContextGrid, strategy: Any = None
+) -> Any:
     experiment = load_experiment(to_json(config))
     strategy = strategy or build_strategy(config, experiment.data.task)
     loop = RoundLoop(
@@ -72,7 +74,7 @@ def test_no_weights_travel_in_either_direction(words: list[str]) -> None:
     config = load_config([*words, "rounds=3", *QUIET])
     tap = Wiretap()
     experiment = load_experiment(to_json(config))
-    run_rounds(config, InProcessGrid(to_json(config), 5, answer=tap))
+    run_rounds(config, ContextGrid(to_json(config), 5, answer=tap))
     tap.models += [p.numpy() for p in experiment.initial.values()]
     assert len(tap.seen) == 3 * 5 * 4  # rounds, clients, two phases there and back
     everything = b"\0".join(tap.seen)
@@ -91,13 +93,13 @@ def test_the_wiretap_would_notice_weights() -> None:
             context.state["model"] = to_record(load_experiment(to_json(config)).initial)
         return tap(messages, contexts)
 
-    run_rounds(config, InProcessGrid(to_json(config), 5, answer=listen))
+    run_rounds(config, ContextGrid(to_json(config), 5, answer=listen))
     assert contains_weights(b"\0".join(tap.seen), tap.models[0])
 
 
 def test_five_clients_and_five_rounds_give_25_insights() -> None:
     config = load_config([*RELATED, "rounds=5", *QUIET])
-    strategy = run_rounds(config, InProcessGrid(to_json(config), 5))
+    strategy = run_rounds(config, InProcessGrid(load_experiment(to_json(config))))
     assert isinstance(strategy, InsightExchange)
     assert len(strategy.memory) == 25
     assert len(strategy.meta_learner.history) == 5
@@ -107,7 +109,7 @@ def test_five_clients_and_five_rounds_give_25_insights() -> None:
 def exchange_one_round() -> tuple[InsightExchange, list[Message]]:
     """A strategy that has asked in round 1, and the five honest replies."""
     config = load_config([*RELATED, "rounds=1", *QUIET])
-    grid = InProcessGrid(to_json(config), 5)
+    grid = InProcessGrid(load_experiment(to_json(config)))
     strategy = build_strategy(config, load_experiment(to_json(config)).data.task)
     assert isinstance(strategy, InsightExchange)
     sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))

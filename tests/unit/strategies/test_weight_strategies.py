@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedmoe.messages.arrays import CohortRecord, Stack, to_record
 from fedmoe.messages.seams import ensure_task_identity
-from fedmoe.simulations import InProcessGrid
+from fedmoe.simulations import ContextGrid
 from fedmoe.strategies import FedAdam, FedAvg, FedProx, Local, StackedFedAvg
 
 COUNTS = [1, 5, 10]
@@ -25,8 +25,8 @@ WEIGHTS = [
 GLOBAL = {"w": np.zeros((2, 3), np.float32), "b": np.ones(2, np.float32)}
 
 
-def grid(clients: int = 3) -> InProcessGrid:
-    return InProcessGrid("{}", clients)
+def grid(clients: int = 3) -> ContextGrid:
+    return ContextGrid("{}", clients, lambda messages, contexts: [])
 
 
 def reply(node: int, **records: Any) -> Message:
@@ -121,7 +121,7 @@ def test_each_message_has_records_of_its_own() -> None:
 
 
 def sampled(strategy: StackedFedAvg, round: int, clients: int) -> list[int]:
-    return strategy.sample(round, grid(clients))
+    return list(strategy.sample(round, grid(clients)))
 
 
 def test_sampling_repeats_with_the_seed_and_varies_with_the_round() -> None:

@@ -1,0 +1,116 @@
+"""Messages to many nodes, made one by one only if somebody looks.
+
+A round's messages differ in little but their destination. A `Broadcast` keeps what they share
+once; to Flower's grids and to anyone who indexes it, it is a list of ordinary messages.
+
+Letters: C nodes that are sent to.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import overload
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from fedmoe.data.federation import Ints
+from fedmoe.messages.seams import RecordType, unchecked_records
+
+Distinct = tuple[RecordDict, str, Ints]
+
+
+class Broadcast(Sequence[Message]):
+    """A list of messages of one kind that share their records.
+
+    A message, once made, is kept, so that whoever changes it changes what is sent. Arrays are
+    shared by all messages; other records are each message's own.
+
+    Attributes:
+        nodes: the C nodes, in order.
+        kind: Flower's message type.
+        records: what every node is sent.
+        personal: what each node is sent besides, in the order of `nodes`; `None` for nothing.
+        mergeable: whether the sender is content with the mean of the arrays that come back,
+            weighted by number of examples.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[int],
+        kind: str,
+        records: Mapping[str, RecordType],
+        *,
+        personal: Sequence[Mapping[str, RecordType]] | None = None,
+        mergeable: bool = False,
+    ) -> None:
+        if personal is not None and len(personal) != len(nodes):
+            raise ValueError(f"{len(personal)} sets of personal records for {len(nodes)} nodes")
+        self.nodes, self.kind, self.records = nodes, kind, dict(records)
+        self.personal, self.mergeable = personal, mergeable
+        self._made: dict[int, Message] = {}
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # counts from the end, and raises IndexError
+        if place not in self._made:
+            self._made[place] = Message(
+                content=self._content(place), message_type=self.kind, dst_node_id=self.nodes[place]
+            )
+        return self._made[place]
+
+    def __iter__(self) -> Iterator[Message]:
+        return map(self.__getitem__, range(len(self)))
+
+    def take(self, places: Ints) -> "Broadcast":
+        """The messages at the given places, (n,)."""
+        chosen = places.tolist()
+        taken = Broadcast(
+            [self.nodes[place] for place in chosen],
+            self.kind,
+            self.records,
+            personal=self.personal and [self.personal[place] for place in chosen],
+            mergeable=self.mergeable,
+        )
+        taken._made = {n: self._made[p] for n, p in enumerate(chosen) if p in self._made}
+        return taken
+
+    def _content(self, place: int) -> RecordDict:
+        own = {k: r if isinstance(r, ArrayRecord) else r.copy() for k, r in self.records.items()}
+        return unchecked_records(own | dict(self.personal[place] if self.personal else {}))
+
+    def distinct(self) -> list[Distinct]:
+        """Each content that is sent, its message type, and the (n,) places it is sent to.
+
+        Messages that have been made are looked at, since they may have been changed.
+        """
+        made = [(m.content, m.metadata.message_type, np.array([p])) for p, m in self._made.items()]
+        unmade = np.full(len(self), True)
+        unmade[list(self._made)] = False
+        places = np.flatnonzero(unmade)
+        groups: dict[int, list[int]] = {}
+        if self.personal is None:
+            groups[0] = places.tolist()
+        else:
+            for place in places.tolist():
+                groups.setdefault(id(self.personal[place]), []).append(place)
+        return made + [
+            (self._content(own[0]), self.kind, np.array(own)) for own in groups.values() if own
+        ]
+
+
+def distinct_contents(messages: Sequence[Message]) -> list[Distinct]:
+    """See `Broadcast.distinct`; Flower's strategies give every message one and the same content."""
+    if isinstance(messages, Broadcast):
+        return messages.distinct()
+    found: dict[tuple[int, str], tuple[RecordDict, str, list[int]]] = {}
+    for place, message in enumerate(messages):
+        content, kind = message.content, message.metadata.message_type
+        found.setdefault((id(content), kind), (content, kind, []))[2].append(place)
+    return [(content, kind, np.array(places)) for content, kind, places in found.values()]

@@ -1,0 +1,250 @@
+"""Replies of many clients as columns; as messages only to whoever looks.
+
+Clients that were answered together have their arrays and numbers stacked. Strategies of ours
+read the columns; Flower's read the same replies as ordinary messages.
+
+Letters: C replies, P of them in one part.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, overload
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmoe.data.federation import Ints
+from fedmoe.messages import words
+from fedmoe.messages.arrays import CohortRecord, Numbers, Records, Stack, gather
+from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.seams import unchecked_metrics, unchecked_records
+from fedmoe.models.base import Parameters
+
+
+@dataclass(frozen=True)
+class Part:
+    """Replies that hold the same records, stacked.
+
+    Attributes:
+        rows: (P,) their places among all replies.
+        records: by key, arrays and numbers with P in front.
+        means: by key, arrays of which only the mean has come, weighted by number of examples.
+    """
+
+    rows: Ints
+    records: Records
+    means: dict[str, Parameters] = field(default_factory=dict)
+
+    def numbers(self, key: str) -> Numbers:
+        """The numbers of one record; none if the replies have no such record."""
+        record = self.records.get(key)
+        return {} if record is None or isinstance(record, Stack) else record
+
+    @property
+    def bytes_per_reply(self) -> int:
+        """What each reply weighs, with the arrays of which only the mean was kept."""
+        means = [Stack({name: t[None] for name, t in m.items()}) for m in self.means.values()]
+        total = 0
+        for record in [*self.records.values(), *means]:
+            if isinstance(record, Stack):
+                total += record.bytes_per_client
+            else:
+                total += sum(len(name.encode()) + 8 for name in record)
+        return total
+
+    def content(self, place: int) -> RecordDict:
+        """One reply's records; arrays stay rows of their stack until they are read."""
+        return unchecked_records(
+            {
+                key: CohortRecord(record, place)
+                if isinstance(record, Stack)
+                else unchecked_metrics({name: v[place].item() for name, v in record.items()})
+                for key, record in self.records.items()
+            }
+        )
+
+    def take(self, places: Ints, rows: Ints) -> "Part":
+        """Some of the replies, at new places among all.
+
+        Raises:
+            ValueError: a reply is to be left out whose arrays are in the mean.
+        """
+        if self.means and len(places) < len(self.rows):
+            raise ValueError("a reply that was merged cannot be left out")
+        return Part(
+            rows,
+            {
+                key: record.take(places)
+                if isinstance(record, Stack)
+                else {name: values[places] for name, values in record.items()}
+                for key, record in self.records.items()
+            },
+            self.means,
+        )
+
+
+class Replies(Sequence[Message]):
+    """Replies to some requests: a list of messages, and columns over all of them.
+
+    Attributes:
+        requests: what is replied to, one for each reply; its order is that of the columns.
+        parts: replies that are stacked.
+        plain: the other replies by place: errors, and messages that came over a network.
+    """
+
+    def __init__(
+        self, requests: Sequence[Message], parts: Sequence[Part], plain: Mapping[int, Message]
+    ) -> None:
+        self.requests, self.parts, self.plain = requests, parts, dict(plain)
+        self._made = dict(plain)
+
+    @classmethod
+    def of(cls, replies: Iterable[Message]) -> "Replies":
+        """The replies without error, by node id: sums over them then repeat bit for bit.
+
+        Replies that are columns already, as our grids return them, stay what they are.
+        """
+        if isinstance(replies, Replies):
+            failed = [row for row, message in replies.plain.items() if message.has_error()]
+            keep = np.full(len(replies), True)
+            keep[failed] = False
+            return replies.select(np.flatnonzero(keep))
+        good = [reply for reply in replies if not reply.has_error()]
+        good.sort(key=lambda one: one.metadata.src_node_id)
+        return cls(good, [], dict(enumerate(good)))
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        if place not in self._made:
+            part = next(part for part in self.parts if place in part.rows)
+            content = part.content(int(np.flatnonzero(part.rows == place)[0]))
+            self._made[place] = Message(content, reply_to=self.requests[place])
+        return self._made[place]
+
+    def __iter__(self) -> Iterator[Message]:
+        for part in self.parts:
+            for place, row in enumerate(part.rows.tolist()):
+                if row not in self._made:
+                    self._made[row] = Message(part.content(place), reply_to=self.requests[row])
+        return iter([self._made[row] for row in range(len(self))])
+
+    @property
+    def nodes(self) -> list[int]:
+        """The C nodes that replied."""
+        if isinstance(self.requests, Broadcast):
+            return list(self.requests.nodes)
+        if len(self.plain) == len(self):
+            return [self.plain[row].metadata.src_node_id for row in range(len(self))]
+        return [request.metadata.dst_node_id for request in self.requests]
+
+    def select(self, keep: Ints) -> "Replies":
+        """Some of the replies, at ascending places (n,)."""
+        if len(keep) == len(self):
+            return self
+        new_place = np.full(len(self), -1)
+        new_place[keep] = np.arange(len(keep))
+        parts = []
+        for part in self.parts:
+            kept = np.flatnonzero(new_place[part.rows] >= 0)
+            if len(kept):
+                parts.append(part.take(kept, new_place[part.rows[kept]]))
+        requests = _chosen(self.requests, keep)
+        made = {int(new_place[row]): m for row, m in self._made.items() if new_place[row] >= 0}
+        plain = {row: made[row] for row in made if keep[row] in self.plain}
+        selected = Replies(requests, parts, plain)
+        selected._made = made
+        return selected
+
+    def arrays(self, key: str = words.ARRAYS) -> Parameters:
+        """The clients' arrays of one record, stacked: (C, ...) by name; not to be changed.
+
+        Raises:
+            ValueError: only their mean has come, see `Broadcast.mergeable`.
+        """
+        if any(key in part.means for part in self.parts):
+            raise ValueError(
+                f"only the mean of the clients' {key} has come, as the strategy is mergeable"
+            )
+        if len(self.parts) == 1 and not self.plain and self._in_order(self.parts[0]):
+            return cast(Stack, self.parts[0].records[key]).tensors
+        records: list[ArrayRecord] = [ArrayRecord()] * len(self)
+        for part in self.parts:
+            stack = cast(Stack, part.records[key])
+            for place, row in enumerate(part.rows.tolist()):
+                records[row] = CohortRecord(stack, place)
+        for row, message in self.plain.items():
+            records[row] = message.content.array_records[key]
+        return gather(records)
+
+    def numbers(self, key: str = words.METRICS) -> Numbers:
+        """The clients' numbers of one record, (C,) by name; those names that all have."""
+        tables = [(part.rows, part.numbers(key)) for part in self.parts]
+        if len(tables) == 1 and not self.plain and self._in_order(self.parts[0]):
+            return tables[0][1]
+        for row, message in self.plain.items():
+            record = message.content.metric_records.get(key, MetricRecord())
+            tables.append((np.array([row]), {n: np.asarray(v) for n, v in record.items()}))
+        return {
+            name: self._column([(rows, table[name]) for rows, table in tables])
+            for name in (tables[0][1] if tables else ())
+            if all(name in table for _, table in tables)
+        }
+
+    def mean(self, weight_C: NDArray[np.float64], key: str = words.ARRAYS) -> Parameters:
+        """The weighted sum of the clients' arrays; `weight_C` sums to 1.
+
+        Of a part whose mean alone has come, the clients' weights among themselves are their
+        numbers of examples.
+        """
+        merged = [part for part in self.parts if key in part.means]
+        if not merged:
+            return weighted_sum(self.arrays(key), weight_C)
+        total: dict[str, Tensor] = {}
+        for part in merged:
+            share = float(weight_C[part.rows].sum())
+            for name, value in part.means[key].items():
+                total[name] = total.get(name, 0) + share * value
+        return total
+
+    def _in_order(self, part: Part) -> bool:
+        return len(part.rows) == len(self) and bool((part.rows[1:] > part.rows[:-1]).all())
+
+    def _column(self, pieces: list[tuple[Ints, NDArray[Any]]]) -> NDArray[Any]:
+        dtype = np.result_type(*(values.dtype for _, values in pieces))
+        column = np.zeros(len(self), dtype=dtype)
+        for rows, values in pieces:
+            column[rows] = values
+        return column
+
+
+def example_weights(count_C: NDArray[Any]) -> NDArray[np.float64]:
+    """Each client's share of the examples, (C,); equal shares if nobody has any."""
+    total = count_C.sum()
+    return count_C / total if total > 0 else np.full(len(count_C), 1 / len(count_C))
+
+
+def weighted_sum(stacked: Mapping[str, Tensor], weight_C: NDArray[np.float64]) -> Parameters:
+    """Sum over the client axis; whole numbers, which have no mean, are the first client's."""
+    weight = torch.from_numpy(weight_C)
+    return {
+        name: torch.tensordot(weight.to(value), value, dims=1)
+        if value.is_floating_point()
+        else value[0]
+        for name, value in stacked.items()
+    }
+
+
+def _chosen(requests: Sequence[Message], keep: Ints) -> Sequence[Message]:
+    return requests.take(keep) if isinstance(requests, Broadcast) else [requests[k] for k in keep]
