@@ -19,7 +19,7 @@ from fedmoe.messages import words
 from fedmoe.messages.array_checks import check_arrays
 from fedmoe.messages.arrays import Signature, Stack, content_bytes, signature_of
 from fedmoe.messages.replies import Part, Replies
-from fedmoe.schema import RuntimeConfig
+from fedmoe.schema import RuntimeBase
 
 _REASON_LENGTH = 300
 
@@ -53,7 +53,7 @@ class ReplyGuard:
     `ValueError`.
     """
 
-    def __init__(self, config: RuntimeConfig, strategy: Strategy | None = None) -> None:
+    def __init__(self, config: RuntimeBase, strategy: Strategy | None = None) -> None:
         self.config = config
         self._own_check = getattr(strategy, "check_reply", None)
 

@@ -64,6 +64,11 @@ class Profile:
 _PROFILE: ContextVar[Profile | None] = ContextVar("profile", default=None)
 
 
+def current_profile() -> Profile | None:
+    """The profile that is at work in this thread."""
+    return _PROFILE.get()
+
+
 @contextmanager
 def section(name: Section) -> Iterator[None]:
     """Count the block's time in the profile that is at work, if there is one."""

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from fedmoe.clients import Experiment
 from fedmoe.data import class_counts
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
+from fedmoe.profiling import section
+from fedmoe.round_profile import PROFILE_FILE, RoundProfile
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.schema import ExperimentConfig
 from fedmoe.standing import Standing
@@ -35,7 +37,9 @@ from fedmoe.tracking import (
 )
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
-LINE_FILES = ("metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl")
+LINE_FILES = (
+    "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", PROFILE_FILE
+)  # fmt: skip
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -116,18 +120,23 @@ class FederationRun:
 
     def _run_rounds(self) -> str:
         mode, start = self.config.tracking.progress, self.standing.round
+        profile = RoundProfile(self.directory) if self.config.tracking.profile else None
         with (
+            profile or nullcontext(),
             _settled_heap(),
             deferred_interrupt() as interrupted,
             open_progress(mode, self.config.rounds, start) as progress,
         ):
 
             def on_round(record: RoundRecord) -> None:
-                self._record(record)
-                progress.update(record.metrics)
-                every = self.config.tracking.checkpoint_every
-                if interrupted() or (every and record.round % every == 0):
-                    self._checkpoint()
+                with section("record"):
+                    self._record(record)
+                    progress.update(record.metrics)
+                    every = self.config.tracking.checkpoint_every
+                    if interrupted() or (every and record.round % every == 0):
+                        self._checkpoint()
+                if profile is not None:
+                    profile.end_round(record.round)
                 if interrupted():
                     raise KeyboardInterrupt
 

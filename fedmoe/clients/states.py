@@ -5,7 +5,7 @@ Stacked in a simulation; in Flower's `Context.state` in a deployment.
 Letters: C clients asked about, R rows of a table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,25 +59,45 @@ class StackedStates:
             self._tables[key] = _Table()
         self._tables[key].write(clients, arrays)
 
+    def everything(self) -> list["Kept"]:
+        """All arrays: record, clients, and (R, ...) by name."""
+        return [
+            (key, table.clients, {name: t.cpu().numpy() for name, t in table.arrays.items()})
+            for key, table in self._tables.items()
+        ]
+
     def state(self) -> dict[str, NDArray[Any]]:
         """All arrays, for a checkpoint: `key/name`, and whose rows they are."""
-        saved: dict[str, NDArray[Any]] = {}
-        for key, table in self._tables.items():
-            saved[f"{key}{_CLIENTS}"] = table.clients
-            saved |= {f"{key}/{name}": t.cpu().numpy() for name, t in table.arrays.items()}
-        return saved
+        return saved_state(self.everything())
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Undo `state`."""
-        for path, clients in arrays.items():
-            if path.endswith(_CLIENTS):
-                key = path.removesuffix(_CLIENTS)
-                names = [p.removeprefix(f"{key}/") for p in arrays if p.startswith(f"{key}/")]
-                named = {n: torch.from_numpy(arrays[f"{key}/{n}"]) for n in names}
-                self.write(key, clients.astype(np.int64), named)
+        for key, clients, named in restored_state(arrays):
+            self.write(key, clients, {name: torch.tensor(a) for name, a in named.items()})
 
 
+Kept = tuple[str, Ints, dict[str, NDArray[Any]]]  # record, clients, and their arrays by name
 _CLIENTS = "#clients"
+
+
+def saved_state(kept: Iterable[Kept]) -> dict[str, NDArray[Any]]:
+    """Private arrays as in a checkpoint: `key/name`, and `key#clients` whose rows they are."""
+    saved: dict[str, NDArray[Any]] = {}
+    for key, clients, arrays in kept:
+        saved[f"{key}{_CLIENTS}"] = clients
+        saved |= {f"{key}/{name}": array for name, array in arrays.items()}
+    return saved
+
+
+def restored_state(saved: Mapping[str, NDArray[Any]]) -> list[Kept]:
+    """Undo `saved_state`."""
+    kept = []
+    for path, clients in saved.items():
+        if path.endswith(_CLIENTS):
+            key = path.removesuffix(_CLIENTS)
+            names = [p.removeprefix(f"{key}/") for p in saved if p.startswith(f"{key}/")]
+            kept.append((key, clients.astype(np.int64), {n: saved[f"{key}/{n}"] for n in names}))
+    return kept
 
 
 class _Table:

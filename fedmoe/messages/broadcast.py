@@ -68,6 +68,11 @@ class Broadcast(Sequence[Message]):
     def __iter__(self) -> Iterator[Message]:
         return map(self.__getitem__, range(len(self)))
 
+    @property
+    def has_made(self) -> bool:
+        """Whether a message has been made, and so may have been changed."""
+        return bool(self._made)
+
     def take(self, places: Ints) -> "Broadcast":
         """The messages at the given places, (n,)."""
         chosen = places.tolist()

@@ -20,6 +20,7 @@ from fedmoe.models.base import (
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
+from fedmoe.registry import Registry
 from fedmoe.schema import LinearConfig, MlpConfig, ModelConfig, MoeConfig
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 Factory = Callable[..., nn.Module]
-_FACTORIES: dict[str, Factory] = {}
+REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 
 
 def register(name: str) -> Callable[[Factory], Factory]:
@@ -46,12 +47,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
     The factory is called as `factory(task, **model.options)` and returns an `nn.Module` that
     maps (B, D) to (B, O), or to a `ModelOutput`.
     """
-
-    def remember(factory: Factory) -> Factory:
-        _FACTORIES[name] = factory
-        return factory
-
-    return remember
+    return REGISTRY.add(name)
 
 
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -78,11 +74,9 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
 
 
 def _custom(name: str, task: Task, options: dict[str, Any]) -> nn.Module:
-    if name not in _FACTORIES:
-        known = ", ".join(sorted(_FACTORIES)) or "none (see fedmoe.models.register)"
-        raise ConfigError(f"model.factory={name}: no such registered model; registered: {known}")
+    factory = REGISTRY.find(name)
     try:
-        model = _FACTORIES[name](task, **options)
+        model: nn.Module = factory(task, **options)
     except TypeError as error:
         raise ConfigError(f"model.options={options}: {error}") from error
     _check_outputs(name, model, task)

@@ -18,7 +18,6 @@ from fedmoe.schema.data import (
 from fedmoe.schema.experiment import (
     ExperimentConfig,
     MetaLearnerConfig,
-    RuntimeConfig,
     StoppingConfig,
     TrackingConfig,
 )
@@ -39,6 +38,12 @@ from fedmoe.schema.partition import (
     QuantityConfig,
     RotationConfig,
     ShardsConfig,
+)
+from fedmoe.schema.runtime import (
+    InProcessConfig,
+    RayConfig,
+    RuntimeBase,
+    RuntimeConfig,
 )
 from fedmoe.schema.strategy import (
     CustomStrategyConfig,
@@ -67,6 +72,7 @@ __all__ = [
     "FedProxConfig",
     "FlightsConfig",
     "IidConfig",
+    "InProcessConfig",
     "InsightConfig",
     "LabelPermutationConfig",
     "LinearConfig",
@@ -80,7 +86,9 @@ __all__ = [
     "PartitionConfig",
     "PartitionerConfig",
     "QuantityConfig",
+    "RayConfig",
     "RotationConfig",
+    "RuntimeBase",
     "RuntimeConfig",
     "ShardsConfig",
     "SourceConfig",

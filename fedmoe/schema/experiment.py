@@ -1,4 +1,4 @@
-"""The MetaLearner, the runtime, the records, and the experiment as a whole."""
+"""The MetaLearner, the records, and the experiment as a whole."""
 
 from typing import Annotated, Literal
 
@@ -8,9 +8,10 @@ from pydantic.dataclasses import dataclass
 from fedmoe.schema.data import DataConfig
 from fedmoe.schema.model import ModelConfig
 from fedmoe.schema.partition import PartitionConfig
+from fedmoe.schema.runtime import RuntimeConfig
 from fedmoe.schema.strategy import StrategyConfig
 from fedmoe.schema.training import TrainingConfig
-from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
+from fedmoe.schema.types import STRICT, Count, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -27,27 +28,6 @@ class MetaLearnerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RuntimeConfig:
-    """Where clients run and which replies count.
-
-    Attributes:
-        name: `inprocess`.
-        timeout: seconds to wait for a phase's replies.
-        min_replies: fewest good replies in a round; with fewer the round is void.
-        max_reply_bytes: a larger reply is refused.
-        max_examples: a reply that claims more examples is refused.
-        shard_size: most clients answered at once; bounds memory where strategies are mergeable.
-    """
-
-    name: Literal["inprocess"]
-    timeout: Positive
-    min_replies: Count
-    max_reply_bytes: Count
-    max_examples: Count
-    shard_size: Count
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingConfig:
     """What is written down.
 
@@ -57,6 +37,7 @@ class TrackingConfig:
         log_level: of console and file.
         plots: draw the PNGs at the end.
         checkpoint_every: rounds between checkpoints; 0 for none but the last.
+        profile: write where each round's time went to `profile.jsonl`, and sum it up at the end.
     """
 
     progress: Literal["auto", "bar", "lines", "none"]
@@ -64,6 +45,7 @@ class TrackingConfig:
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     plots: bool
     checkpoint_every: Annotated[int, Field(ge=0)]
+    profile: bool
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

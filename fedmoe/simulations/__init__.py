@@ -1,17 +1,21 @@
-"""Runtimes that simulate a federation on one machine."""
+"""Runtimes that simulate a federation: in this process, or on Ray."""
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedmoe.clients import load_experiment
+from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import to_json
 from fedmoe.errors import FedmoeError
 from fedmoe.run import FederationRun, conduct
-from fedmoe.schema import ExperimentConfig
+from fedmoe.schema import ExperimentConfig, RayConfig
 from fedmoe.simulations.context_grid import ContextGrid
 from fedmoe.simulations.inprocess import InProcessGrid
 from fedmoe.tracking import RunDirectory, configure_logging
+
+if TYPE_CHECKING:
+    from fedmoe.simulations.ray_grid import RayGrid
 
 __all__ = ["ContextGrid", "InProcessGrid", "run_experiment"]
 
@@ -44,5 +48,19 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
             directory.write_json("config.json", asdict(config))
             directory.write_json("summary.json", failed)
             raise
-        grid = InProcessGrid(experiment)
-        return conduct(FederationRun(experiment, grid, directory, grid.client_id, clients=grid))
+        with closing(build_grid(experiment)) as grid:
+            return conduct(FederationRun(experiment, grid, directory, grid.client_id, clients=grid))
+
+
+def build_grid(experiment: Experiment) -> "InProcessGrid | RayGrid":
+    """The grid that `runtime` names.
+
+    Raises:
+        ConfigError: Ray is not installed, or its cluster is not to be had.
+    """
+    runtime = experiment.config.runtime
+    if not isinstance(runtime, RayConfig):
+        return InProcessGrid(experiment)
+    from fedmoe.simulations.ray_grid import RayGrid
+
+    return RayGrid(experiment, runtime)

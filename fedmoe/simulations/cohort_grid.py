@@ -39,6 +39,9 @@ class CohortGrid(Grid):
     def answer(self, messages: Sequence[Message], clients: Ints) -> Iterable[Message]:
         """Answer messages to the clients (C,); a client may be silent."""
 
+    def close(self) -> None:
+        """Give back what the grid holds; it cannot be used afterwards."""
+
     def __len__(self) -> int:
         """Number of clients."""
         return self.num_clients

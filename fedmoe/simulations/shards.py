@@ -24,11 +24,20 @@ from fedmoe.profiling import section
 
 
 def answer_in_shards(
-    experiment: Experiment, messages: Sequence[Message], clients: Ints, states: States
+    experiment: Experiment,
+    messages: Sequence[Message],
+    clients: Ints,
+    states: States,
+    *,
+    always_merge: bool = False,
 ) -> Replies:
-    """Answer messages to the clients (C,), at most `runtime.shard_size` at a time."""
+    """Answer messages to the clients (C,), at most `runtime.shard_size` at a time.
+
+    Where the sender is content with the mean of the clients' arrays, it gets one for each shard;
+    of a single shard only if `always_merge`, since there is no memory to be saved.
+    """
     most = experiment.config.runtime.shard_size
-    if len(messages) <= most:
+    if len(messages) <= most and not always_merge:
         with section("pack"):
             return answer_cohort(experiment, messages, clients, states)
     shards = []

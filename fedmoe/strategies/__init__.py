@@ -12,6 +12,7 @@ from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.messages.words import LOSS
+from fedmoe.registry import Registry
 from fedmoe.schema import (
     CustomStrategyConfig,
     ExperimentConfig,
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 Factory = Callable[..., Strategy]
-_FACTORIES: dict[str, Factory] = {}
+REGISTRY = Registry("strategy.factory", "strategy", "fedmoe.strategies.register")
 
 
 def register(name: str) -> Callable[[Factory], Factory]:
@@ -49,12 +50,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
     The factory is called with `strategy.options`, and with `seed` and `fraction_train` if it
     takes them; it returns a Flower message strategy, best a subclass of `StackedFedAvg`.
     """
-
-    def remember(factory: Factory) -> Factory:
-        _FACTORIES[name] = factory
-        return factory
-
-    return remember
+    return REGISTRY.add(name)
 
 
 def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
@@ -73,7 +69,7 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}
         return _construct(_stock_class(chosen.class_name), chosen.options, extra)
     if isinstance(chosen, CustomStrategyConfig):
-        return _construct(_registered(chosen.factory), chosen.options, common)
+        return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
     if isinstance(chosen, LocalConfig):
         return Local(**common)
     if isinstance(chosen, FedProxConfig):
@@ -101,13 +97,6 @@ def _stock_class(name: str) -> Factory:
         allowed = ", ".join(sorted(known))
         raise ConfigError(f"strategy.class_name={name}: no such strategy; {hint}Allowed: {allowed}")
     return known[name]
-
-
-def _registered(name: str) -> Factory:
-    if name not in _FACTORIES:
-        known = ", ".join(sorted(_FACTORIES)) or "none (see fedmoe.strategies.register)"
-        raise ConfigError(f"strategy.factory={name}: no such strategy; registered: {known}")
-    return _FACTORIES[name]
 
 
 def _construct(factory: Factory, options: dict[str, Any], extra: dict[str, Any]) -> Strategy:

@@ -87,6 +87,7 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "log_level": "INFO",
             "plots": True,
             "checkpoint_every": 10,
+            "profile": False,
         },
         "stopping": {"patience": None, "min_delta": 0.0, "target": None},
     }

@@ -27,10 +27,10 @@ from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import CohortRecord, Stack, content_bytes, stack_of, to_record
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
-from fedmoe.schema import RuntimeConfig
+from fedmoe.schema import InProcessConfig
 
 NODES = (2, 3, 4, 5)
-LIMITS = RuntimeConfig(
+LIMITS = InProcessConfig(
     name="inprocess",
     timeout=1.0,
     min_replies=1,
@@ -122,7 +122,7 @@ def replies_to(sent: Sequence[Message], held: Contents) -> list[Message]:
 
 
 def inspect(
-    held: Contents, sent: list[Message] | None = None, limits: RuntimeConfig = LIMITS
+    held: Contents, sent: list[Message] | None = None, limits: InProcessConfig = LIMITS
 ) -> Inspection:
     sent = requests() if sent is None else sent
     return ReplyGuard(limits, FedAvg()).inspect(sent, replies_to(sent, held)[::-1])

@@ -21,7 +21,7 @@ BUILT_IN: dict[str, ModelConfig] = {
 
 @pytest.fixture(autouse=True)
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_FACTORIES", {})
+    monkeypatch.setattr(models.REGISTRY, "factories", {})
 
 
 def custom(factory: str, **options: Any) -> CustomModelConfig:

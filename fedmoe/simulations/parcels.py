@@ -1,0 +1,200 @@
+"""Messages and replies as they travel between this process and Ray's workers.
+
+Plain arrays and numbers, which Ray's object store shares between the processes of a machine
+without copying. Weights are put there once a phase; workers anywhere fetch them once a machine.
+
+Letters: n messages of a parcel.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message
+from numpy.typing import NDArray
+
+from fedmoe.data.federation import Ints
+from fedmoe.messages.arrays import Stack, from_record, lazy_record, stack_of
+from fedmoe.messages.broadcast import Broadcast, distinct_contents
+from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.seams import RecordType
+from fedmoe.models import Parameters
+
+Arrays = dict[str, NDArray[Any]]
+Put = Callable[[Arrays], Any]  # arrays into the object store, a reference to them back
+Get = Callable[[Any], Arrays]
+
+
+class Packed(NamedTuple):
+    """A record: arrays by reference, anything else as it is."""
+
+    arrays: Any | None
+    other: RecordType | None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A broadcast, or messages that are alike, on their way to one worker.
+
+    Attributes:
+        places: (n,) which of the phase's messages these are.
+        nodes: whom they are sent to.
+        kind: Flower's message type.
+        records: what all are sent.
+        personal: what each is sent besides.
+        mergeable: see `Broadcast`.
+    """
+
+    places: Ints
+    nodes: list[int]
+    kind: str
+    records: dict[str, Packed]
+    personal: list[dict[str, Packed]] | None
+    mergeable: bool
+
+    def take(self, chosen: Ints) -> "Parcel":
+        """Some of the messages."""
+        own = chosen.tolist()
+        personal = None if self.personal is None else [self.personal[n] for n in own]
+        nodes = [self.nodes[n] for n in own]
+        return Parcel(self.places[chosen], nodes, self.kind, self.records, personal, self.mergeable)
+
+    def open(self, get: Get) -> Broadcast:
+        """The broadcast, in the worker."""
+        opened: dict[int, dict[str, RecordType]] = {}  # what was one object stays one
+        for packed in self.personal or ():
+            if id(packed) not in opened:
+                opened[id(packed)] = _unpacked(packed, get)
+        return Broadcast(
+            self.nodes,
+            self.kind,
+            _unpacked(self.records, get),
+            personal=None if self.personal is None else [opened[id(one)] for one in self.personal],
+            mergeable=self.mergeable,
+        )
+
+
+def parcels(messages: Sequence[Message], put: Put) -> list[Parcel]:
+    """A phase's messages; what they share is put into the store once."""
+    packer = _Packer(put)
+    if isinstance(messages, Broadcast) and not messages.has_made:
+        return [
+            Parcel(
+                np.arange(len(messages)), list(messages.nodes), messages.kind,
+                packer.pack(messages.records), packer.pack_each(messages.personal),
+                messages.mergeable,
+            )
+        ]  # fmt: skip
+    return [
+        Parcel(
+            places, [messages[n].metadata.dst_node_id for n in places.tolist()], kind,
+            packer.pack(content), None, False,
+        )
+        for content, kind, places in distinct_contents(messages)
+    ]  # fmt: skip
+
+
+class _Packer:
+    """Packs records, each array record once."""
+
+    def __init__(self, put: Put) -> None:
+        self._put = put
+        self._known: dict[int, Any] = {}
+
+    def pack(self, records: Mapping[str, RecordType]) -> dict[str, Packed]:
+        return {key: self._packed(record) for key, record in records.items()}
+
+    def pack_each(
+        self, personal: Sequence[Mapping[str, RecordType]] | None
+    ) -> list[dict[str, Packed]] | None:
+        """Each node's own records; those that are one object stay one."""
+        if personal is None:
+            return None
+        packed: dict[int, dict[str, Packed]] = {}
+        for records in personal:
+            if id(records) not in packed:
+                packed[id(records)] = self.pack(records)
+        return [packed[id(records)] for records in personal]
+
+    def _packed(self, record: RecordType) -> Packed:
+        if not isinstance(record, ArrayRecord):
+            return Packed(None, record)
+        if id(record) not in self._known:
+            self._known[id(record)] = self._put(_plain(record))
+        return Packed(self._known[id(record)], None)
+
+
+def _plain(record: ArrayRecord) -> Arrays:
+    stacked = stack_of(record)
+    if stacked is None:
+        return {name: tensor.numpy() for name, tensor in from_record(record).items()}
+    stack, row = stacked
+    return {name: tensor[row].cpu().numpy() for name, tensor in stack.tensors.items()}
+
+
+def _unpacked(packed: Mapping[str, Packed], get: Get) -> dict[str, RecordType]:
+    records: dict[str, RecordType] = {}
+    for key, (arrays, other) in packed.items():
+        if other is None:
+            # Ray's arrays are read-only; a client's may be trained in place.
+            copies = {name: torch.tensor(array) for name, array in get(arrays).items()}
+            records[key] = lazy_record(copies)
+        else:
+            records[key] = other
+    return records
+
+
+class Answer(NamedTuple):
+    """Replies on their way back.
+
+    Attributes:
+        parts: rows, records and means of each part of the replies.
+        errors: code and reason by row.
+    """
+
+    parts: list[tuple[Ints, dict[str, Arrays], dict[str, Arrays], tuple[str, ...]]]
+    errors: dict[int, tuple[int, str]]
+
+
+def packed_replies(replies: Replies) -> Answer:
+    """Replies, in the worker, as what travels."""
+    parts = []
+    for part in replies.parts:
+        stacks = tuple(key for key, record in part.records.items() if isinstance(record, Stack))
+        records = {
+            key: _arrays(record.tensors) if isinstance(record, Stack) else record
+            for key, record in part.records.items()
+        }
+        means = {key: _arrays(mean) for key, mean in part.means.items()}
+        parts.append((part.rows, records, means, stacks))
+    errors = {row: (m.error.code, m.error.reason or "") for row, m in replies.plain.items()}
+    return Answer(parts, errors)
+
+
+def opened_parts(answer: Answer, places: Ints) -> list[Part]:
+    """The parts of what came back, their rows at these places of the phase."""
+    return [
+        Part(
+            places[rows],
+            {
+                key: Stack(_tensors(record)) if key in stacks else record
+                for key, record in records.items()
+            },
+            {key: _tensors(mean) for key, mean in means.items()},
+        )
+        for rows, records, means, stacks in answer.parts
+    ]
+
+
+def _arrays(tensors: Parameters) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _tensors(arrays: Arrays) -> Parameters:
+    with warnings.catch_warnings():
+        # They lie in the object store, read-only; stacks are never changed.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}

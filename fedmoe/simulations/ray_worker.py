@@ -1,0 +1,110 @@
+"""One of Ray's workers: answers for the clients that it owns, and keeps their data and state."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fedmoe import models
+from fedmoe.clients import load_experiment
+from fedmoe.clients.states import Kept, StackedStates
+from fedmoe.config import from_json
+from fedmoe.data.federation import Ints
+from fedmoe.messages.seams import ensure_task_identity
+from fedmoe.models import Parameters
+from fedmoe.profiling import Profile
+from fedmoe.schema import RayConfig
+from fedmoe.simulations.cohort_grid import FIRST_NODE_ID
+from fedmoe.simulations.parcels import Answer, Parcel, packed_replies
+from fedmoe.simulations.shards import answer_in_shards
+
+Written = list[Kept]  # the private arrays that a call wrote
+
+
+class Worker:
+    """Answers messages to its share of the clients; runs in a process of its own."""
+
+    def __init__(self, config_json: str, path: Sequence[str], factories: bytes) -> None:
+        """Start afresh.
+
+        Args:
+            config_json: the experiment.
+            path: where the run looks for modules, such as the user's own.
+            factories: the models that the user registered, by name, as `cloudpickle` writes them.
+        """
+        import ray
+
+        sys.path += [folder for folder in path if folder not in sys.path]
+        ensure_task_identity()
+        config = from_json(config_json)
+        if isinstance(config.runtime, RayConfig) and not config.runtime.gpus_per_worker:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for any
+        models.REGISTRY.factories |= ray.cloudpickle.loads(factories)
+        self.experiment = load_experiment(config_json)
+        torch.set_num_threads(self.experiment.config.training.num_threads)
+        self.states = _RecordedStates()
+
+    def restore(self, *written: Written) -> None:
+        """Put the clients' private arrays back, from what earlier calls returned."""
+        self.states = _RecordedStates()
+        for call in written:
+            for key, clients, arrays in call:
+                tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+                self.states.write(key, clients, tensors)
+        self.states.take()
+
+    def everything(self) -> tuple[bool, Written]:
+        """Whether there is any private array, and all of them."""
+        kept = self.states.everything()
+        return bool(kept), kept
+
+    def answer(self, given: Sequence[Parcel]) -> tuple["Answered", Written]:
+        """Answer each parcel; also returns what was written to the clients' state."""
+        import ray
+
+        profile, answers = Profile(), []
+        with profile.at_work(), profile.section("pack"):
+            for parcel in given:
+                messages = parcel.open(ray.get)
+                clients = np.asarray(parcel.nodes, dtype=np.int64) - FIRST_NODE_ID
+                replies = answer_in_shards(
+                    self.experiment, messages, clients, self.states, always_merge=True
+                )
+                answers.append(packed_replies(replies))
+        written = self.states.take()
+        return Answered(answers, profile.take(), bool(written)), written
+
+
+class Answered(NamedTuple):
+    """What comes back of one call.
+
+    Attributes:
+        answers: one for each parcel.
+        seconds: by section.
+        has_written: whether private arrays have changed.
+    """
+
+    answers: list[Answer]
+    seconds: dict[str, float]
+    has_written: bool
+
+
+class _RecordedStates(StackedStates):
+    """Remembers what is written, so that it outlives the worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: Written = []
+
+    def write(self, key: str, clients: Ints, arrays: Parameters) -> None:
+        plain = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        self._written.append((key, clients, plain))
+        super().write(key, clients, arrays)
+
+    def take(self) -> Written:
+        """What was written since this was last asked."""
+        written, self._written = self._written, []
+        return written

@@ -1,0 +1,298 @@
+"""Runs on Ray's workers: the same numbers as in one process, and nothing lost with a worker."""
+
+import json
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from federation_runs import lines
+from flwr.app import ConfigRecord
+from numpy.typing import NDArray
+from torch import nn
+
+from fedmoe import models
+from fedmoe.clients import load_experiment
+from fedmoe.config import load_config, to_json
+from fedmoe.data import Task, pooled
+from fedmoe.errors import ConfigError, RunError
+from fedmoe.messages.arrays import to_record
+from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.replies import Replies
+from fedmoe.messages.seams import RecordType
+from fedmoe.profiling import SECTIONS
+from fedmoe.rounds import RoundLoop, RoundRecord
+from fedmoe.schema import ExperimentConfig, RayConfig
+from fedmoe.simulations import InProcessGrid, run_experiment
+from fedmoe.standing import Standing
+from fedmoe.strategies import FedAvg, Local, StackedFedAvg, build_strategy
+from fedmoe.tracking import load_checkpoint
+
+ray = pytest.importorskip("ray")
+from fedmoe.simulations.parcels import parcels  # noqa: E402
+from fedmoe.simulations.ray_grid import RayGrid, dealt  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files
+WORDS = [
+    "partition.num_clients=9", "model=custom", "model.factory=fragile", "training.epochs=1",
+    "rounds=3", "runtime.shard_size=4", "tracking.plots=false", "tracking.progress=none",
+    "tracking.log_level=ERROR",
+]  # fmt: skip
+ON_RAY = ["runtime=ray", "runtime.workers=2", "runtime.shard_size=4", "runtime.max_restarts=100"]
+
+
+class Fragile(nn.Module):
+    """Dies in the middle of training once the trap says so, and then takes the trap away.
+
+    Or it sleeps while the trap says that.
+    """
+
+    def __init__(self, task: Task, trap: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(task.num_features, task.num_outputs)
+        self.trap = Path(trap)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while self.training and self.trap.exists() and "RAY_JOB_ID" in os.environ:
+            if self.trap.read_text() == "die":
+                self.trap.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.05)
+        found: torch.Tensor = self.layer(x)
+        return found
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray") / "trap"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One Ray for all tests: starting it takes seconds; runs join what is there."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    models.register("fragile")(Fragile)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+    del models.REGISTRY.factories["fragile"]
+
+
+def config_of(trap: Path, *words: str) -> ExperimentConfig:
+    return load_config([*WORDS, f"+model.options.trap={trap}", *words])
+
+
+def on_ray(config: ExperimentConfig) -> RayGrid:
+    assert isinstance(config.runtime, RayConfig)
+    return RayGrid(load_experiment(to_json(config)), config.runtime)
+
+
+@pytest.fixture(scope="module")
+def shared(trap: Path) -> Iterator[RayGrid]:
+    """Two workers for all tests: starting them takes seconds, too."""
+    grid = on_ray(config_of(trap, *ON_RAY))
+    yield grid
+    grid.close()
+
+
+@pytest.fixture
+def grid(shared: RayGrid) -> RayGrid:
+    """The same workers, whose clients have no state yet."""
+    shared.restore({})
+    return shared
+
+
+def run(
+    config: ExperimentConfig, grid: RayGrid | InProcessGrid
+) -> tuple[dict[str, Any], list[RoundRecord]]:
+    """A run's weights and states by name, and its records."""
+    experiment = load_experiment(to_json(config))
+    records: list[RoundRecord] = []
+    loop = RoundLoop(
+        config=config,
+        strategy=build_strategy(config, experiment.data.task),
+        grid=grid,
+        standing=Standing(to_record(experiment.initial)),
+        client_of=grid.client_id,
+        on_round=records.append,
+    )
+    assert loop.run() == "completed"
+    arrays = {name: array.numpy() for name, array in loop.standing.arrays.items()}
+    return arrays | by_client(grid.state()), records
+
+
+def by_client(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Private arrays in the order of clients."""
+    order = {path.partition("#")[0]: a.argsort() for path, a in state.items() if "#" in path}
+    return {path: a[order[path.partition("#")[0].split("/")[0]]] for path, a in state.items()}
+
+
+def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
+    assert there.keys() == here.keys()
+    for name, array in here.items():
+        np.testing.assert_allclose(there[name], array, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy=fedavg"],
+        ["strategy=fedprox", "strategy.proximal_mu=0.5"],
+        ["strategy=fedadam", "strategy.fraction_train=0.5"],
+        ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
+        ["strategy=insight"],
+        ["strategy=stock", "strategy.class_name=FedMedian"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_numbers_are_those_of_one_process(words: list[str], grid: RayGrid, trap: Path) -> None:
+    # Workers read how to train from the experiment that they were started with.
+    if "training.reset_optimizer=false" in words:
+        grid = on_ray(config_of(trap, *ON_RAY, *words))
+    config = config_of(trap, *words)
+    found, there = run(config, grid)
+    expected, here = run(config, InProcessGrid(load_experiment(to_json(config))))
+    assert_same(found, expected)
+    for mine, theirs in zip(there, here, strict=True):
+        assert mine.metrics["bytes"] == theirs.metrics["bytes"]
+        assert mine.metrics["train"] == pytest.approx(theirs.metrics["train"], abs=1e-5)
+        for part in ("validation", "test"):
+            for which in ("global", "personalised"):
+                scores = theirs.metrics[part][which]
+                assert (mine.metrics[part][which] is None) == (scores is None)
+                for name, stats in (scores or {}).items():
+                    assert mine.metrics[part][which][name] == pytest.approx(stats, abs=1e-5)
+        assert mine.clients == {**theirs.clients, "loss": pytest.approx(theirs.clients["loss"])}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "local"])
+def test_a_worker_that_dies_at_work_loses_nothing(
+    strategy: str, grid: RayGrid, trap: Path
+) -> None:
+    config = config_of(trap, f"strategy={strategy}", "strategy.fraction_train=0.9")
+    trap.write_text("die")  # in the first round
+    found, records = run(config, grid)
+    assert not trap.exists()
+    expected, _ = run(config, InProcessGrid(load_experiment(to_json(config))))
+    assert_same(found, expected)
+    assert {status for record in records for status in record.clients["status"]} == {"ok"}
+
+
+def train(grid: RayGrid | InProcessGrid, trap: Path, strategy: StackedFedAvg, round: int) -> Replies:
+    initial = to_record(load_experiment(to_json(config_of(trap))).initial)
+    replies = grid.send_and_receive(strategy.configure_train(round, initial, ConfigRecord(), grid))
+    assert isinstance(replies, Replies)
+    return replies
+
+
+def test_private_state_outlives_its_worker(grid: RayGrid, trap: Path) -> None:
+    """Twelve rounds, so that writes are joined; workers are killed before and after that."""
+    strategy = Local(seed=0, fraction_train=0.6)
+    alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
+    for round in range(1, 13):
+        train(grid, trap, strategy, round)
+        train(alone, trap, strategy, round)
+        if round in (3, 11, 12):
+            ray.kill(grid.pool._workers[round % 2])
+    assert max(len(writes) for writes in grid.pool._writes) < 12
+    assert_same(by_client(grid.state()), by_client(alone.state()))
+
+
+def test_state_goes_to_other_workers_than_it_came_from(grid: RayGrid, trap: Path) -> None:
+    alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
+    train(alone, trap, Local(seed=0), 1)
+    grid.restore(alone.state())
+    assert_same(by_client(grid.state()), by_client(alone.state()))
+
+
+def test_who_is_late_is_a_failure_and_the_run_goes_on(trap: Path) -> None:
+    grid = on_ray(config_of(trap, *ON_RAY, "runtime.timeout=15"))
+    try:
+        assert not any(reply.has_error() for reply in train(grid, trap, FedAvg(seed=0), 1))
+        trap.write_text("sleep")
+        late = list(train(grid, trap, FedAvg(seed=0), 2))
+        trap.unlink()
+        in_time = list(train(grid, trap, FedAvg(seed=0), 3))
+    finally:
+        grid.close()
+    assert {reply.error.reason for reply in late} == {"no reply before the deadline"}
+    assert not any(reply.has_error() for reply in in_time)
+
+
+def test_one_mean_comes_back_from_each_shard(grid: RayGrid, trap: Path) -> None:
+    replies = train(grid, trap, FedAvg(seed=0), 1)
+    assert len(replies.parts) == sum(-(-int(n) // 4) for n in np.bincount(grid.owner_K))
+    assert all(part.means and "arrays" not in part.records for part in replies.parts)
+
+
+def test_a_whole_run(trap: Path, tmp_path: Path) -> None:
+    """With profile and checkpoint; the workers are gone afterwards, and a lost one ends it."""
+    words = ["strategy=local", "tracking.profile=true"]
+    summary = run_experiment(config_of(trap, *ON_RAY, *words), tmp_path / "there")
+    here = run_experiment(config_of(trap, *words), tmp_path / "here")
+    assert summary["final"]["personalised"]["accuracy"] == pytest.approx(
+        here["final"]["personalised"]["accuracy"], abs=1e-5
+    )
+    for line in lines(tmp_path / "there", "profile.jsonl"):
+        assert line["train"] > 0 and line["evaluate"] > 0
+        assert sum(line[name] for name in [*SECTIONS, "other"]) == pytest.approx(line["seconds"])
+    mine, theirs = (load_checkpoint(tmp_path / side).arrays for side in ("here", "there"))
+    assert mine.keys() == theirs.keys()
+
+    trap.write_text("die")
+    config = config_of(trap, *ON_RAY, *words, "runtime.max_restarts=0")
+    with pytest.raises(RunError, match=r"runtime.max_restarts=0 are used up"):
+        run_experiment(config, tmp_path / "lost")
+    assert "was lost" in json.loads((tmp_path / "lost/summary.json").read_text())["reason"]
+
+
+def test_clients_are_dealt_by_their_samples() -> None:
+    config = load_config(["partition=quantity", "partition.num_clients=40"])
+    experiment = load_experiment(to_json(config))
+    counts = pooled(experiment.data).parts["train"].counts_K
+    for workers in (1, 2, 3):
+        owner = dealt(experiment, workers)
+        shares = np.array([counts[owner == worker].sum() for worker in range(workers)])
+        assert shares.sum() == counts.sum()
+        assert np.ptp(shares) <= counts.max()
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("runtime.workers=5", r"runtime.workers=5 with 1 CPUs and 0 GPUs each: the cluster has 4"),
+        ("runtime.gpus_per_worker=1", r"the cluster has 4 CPUs and 0 GPUs"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(word: str, reason: str, trap: Path) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        on_ray(config_of(trap, *ON_RAY, word))
+
+
+def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
+    """What is sent to a worker: weights by reference, once; personal records once each."""
+    store: list[Any] = []
+
+    def put(arrays: Any) -> int:
+        store.append(arrays)
+        return len(store) - 1
+
+    sizes = []
+    for count in (10, 1000):
+        store.clear()
+        records: dict[str, RecordType] = {
+            "arrays": to_record({"w": np.zeros(1000, np.float32)}), "config": ConfigRecord(),
+        }  # fmt: skip
+        told = {"guidance": to_record({"prior": np.ones(500, np.float32)})}
+        sent = Broadcast(range(2, 2 + count), "train", records, personal=[told] * count)
+        given = parcels(sent, put)
+        assert len(store) == 2
+        sizes.append(len(pickle.dumps(given)))
+    assert sizes[1] < sizes[0] + 40 * 1000  # a place, a node and a reference for each client
