@@ -49,6 +49,7 @@ from torch.nn import functional
 
 from fedmoe.clients import Experiment, FedMoEClient, load_experiment
 from fedmoe.config import load_config, to_json
+from fedmoe.data import pooled
 from fedmoe.messages.arrays import to_record
 from fedmoe.models.base import as_output
 from fedmoe.rounds import RoundLoop, RoundRecord
@@ -151,7 +152,7 @@ class TextbookClient(NumPyClient):
     """What a tutorial would write: load the weights, one epoch of SGD, return the weights."""
 
     def __init__(self, experiment: Experiment, client: int) -> None:
-        rows, _ = experiment.data.parts["train"].padded(np.array([client]))
+        rows, _ = pooled(experiment.data).parts["train"].padded(np.array([client]))
         self.x, self.y = experiment.pool.x_ND[rows[0]], experiment.pool.y_N[rows[0]]
         self.model = copy.deepcopy(experiment.model)
         self.config = experiment.config.training

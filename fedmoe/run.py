@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
-from fedmoe.data import class_counts
+from fedmoe.data import Federation, LazyFederation, class_counts
+from fedmoe.errors import DataError
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
 from fedmoe.profiling import section
@@ -37,6 +39,7 @@ from fedmoe.tracking import (
 )
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
+_MOST_MADE_TO_DRAW = 100
 LINE_FILES = (
     "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", PROFILE_FILE
 )  # fmt: skip
@@ -210,7 +213,7 @@ class FederationRun:
                 "name": data.name,
                 "origin": data.origin,
                 "clients": data.num_clients,
-                "samples": len(data.x_ND),
+                "samples": data.num_samples,
             },
             "seed": self.config.seed,
             "versions": versions(),
@@ -254,11 +257,23 @@ def conduct(run: FederationRun) -> dict[str, Any]:
 def _draw(experiment: Experiment, directory: RunDirectory) -> None:
     """Who has which labels, and how learning went."""
     data = experiment.data
-    plot_partition(
-        class_counts(data), data.task.class_names, data.client_names,
-        directory.path / "partition.png",
-    )  # fmt: skip
+    _draw_partition(data, directory.path / "partition.png")
     records = directory.read_lines("metrics.jsonl")
     if records:
         title = f"{experiment.config.name} on {data.name} ({data.num_clients} clients)"
         plot_learning(records, directory.path / "learning.png", title)
+
+
+def _draw_partition(data: Federation, path: Path) -> None:
+    """Of clients that are made on demand, the first ones."""
+    try:
+        shown = (
+            data.only(np.arange(min(data.num_clients, _MOST_MADE_TO_DRAW)))
+            if isinstance(data, LazyFederation)
+            else data
+        )
+    except DataError as error:
+        _LOG.warning("no %s: %s", path.name, error)
+        return
+    names = [shown.client_name(client) for client in range(shown.num_clients)]
+    plot_partition(class_counts(shown), data.task.class_names, names, path, data.num_clients)

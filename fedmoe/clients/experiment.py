@@ -1,13 +1,14 @@
 """What a client process knows before the first message: configuration, data and model."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+import numpy as np
 from torch import nn
 
 from fedmoe.config import from_json
-from fedmoe.data import load_federation
-from fedmoe.data.federation import FederatedData, Ints, Part
+from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
+from fedmoe.errors import DataError
 from fedmoe.models import Parameters, build_model, parameters_of
 from fedmoe.schema import ExperimentConfig, MoeConfig
 from fedmoe.training.pool import Pool, Samples
@@ -19,26 +20,50 @@ class Experiment:
 
     Attributes:
         config: the resolved configuration.
-        data: every client's data.
-        pool: the same samples as tensors.
+        data: every client's data, or what makes them on demand.
         model: the architecture; its parameters are the initial ones.
         initial: initial parameters, the same for every client since they come from the seed.
     """
 
     config: ExperimentConfig
-    data: FederatedData
-    pool: Pool
+    data: Federation
     model: nn.Module
     initial: Parameters
 
     @classmethod
-    def of(cls, config: ExperimentConfig, data: FederatedData) -> "Experiment":
+    def of(cls, config: ExperimentConfig, data: Federation) -> "Experiment":
         """Build the model for the data."""
         model = build_model(config.model, data.task, config.seed)
-        return cls(config, data, Pool.of(data.x_ND, data.y_N), model, parameters_of(model))
+        return cls(config, data, model, parameters_of(model))
+
+    @cached_property
+    def pool(self) -> Pool:
+        """All clients' samples.
+
+        Raises:
+            DataError: there is no such thing, since samples are made on demand; see `samples`.
+        """
+        if isinstance(self.data, LazyFederation):
+            raise DataError(f"{self.data.name}: clients' samples are made on demand")
+        return Pool.of(self.data.x_ND, self.data.y_N)
 
     def samples(self, part: Part, clients: Ints) -> Samples:
-        """Where some clients' samples of one part lie."""
+        """One part of some clients' data.
+
+        Where data are made on demand, that takes memory for all parts of these clients; asking
+        for another part of the same clients next costs nothing.
+
+        Args:
+            part: which one.
+            clients: (C,) whose.
+
+        Raises:
+            DataError: a client's samples cannot be made; names the client.
+        """
+        if isinstance(self.data, LazyFederation):
+            data = self.data.only(clients)
+            padded = data.parts[part].padded(np.arange(len(clients)))
+            return Samples(Pool.of(data.x_ND, data.y_N), *padded)
         return Samples(self.pool, *self.data.parts[part].padded(clients))
 
     @property

@@ -22,7 +22,11 @@ from fedmoe.errors import ConfigError
 PREFIX = "FED_MOE_"
 PATH_KEYS = frozenset({"data.path", "resume"})
 BROKEN = (HydraException, ValueError, RecursionError)  # what Hydra's parser and composer raise
-_OPEN_TABLES = ("model.options.", "strategy.options.")  # any key may be added to these
+_OPEN_TABLES = (
+    "data.options.",
+    "model.options.",
+    "strategy.options.",
+)  # any key may be added to these
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,23 @@ from fedmoe.data.federation import (
     Rows,
     Task,
 )
-from fedmoe.data.load import class_counts, load_federation
+from fedmoe.data.lazy import LazyDataset, LazyFederation
+from fedmoe.data.load import Federation, class_counts, load_federation, pooled
+from fedmoe.data.sources.custom import register
 
 __all__ = [
     "Dataset",
     "FederatedData",
+    "Federation",
     "Floats",
     "Ints",
+    "LazyDataset",
+    "LazyFederation",
     "Part",
     "Rows",
     "Task",
     "class_counts",
     "load_federation",
+    "pooled",
+    "register",
 ]

@@ -2,7 +2,8 @@
 
 All clients' samples lie in one pool, so that a cohort's batch is a single gather, on whatever
 device; a client is a list of rows. Transformations of a client's data (rotation, permuted
-labels) are applied to its own rows of the pool.
+labels) are applied to its own rows of the pool. A federation too large for that makes such a
+pool for a few clients at a time: see `lazy`.
 
 Letters: N samples in the pool, D features, O outputs, K clients.
 """
@@ -122,7 +123,7 @@ class FederatedData:
         x_ND: float32 features of all samples.
         y_N: int64 classes (N,), or float32 targets (N, O).
         parts: the rows of each part; the parts are disjoint and cover the pool.
-        client_names: K names, for plots and records.
+        client_names: K names, or empty where the clients have none of their own.
         group_K: int64 concept group of each client (rotation, permutation), or `None`.
         truth: see `Dataset.truth`.
     """
@@ -133,16 +134,30 @@ class FederatedData:
     x_ND: Floats
     y_N: Floats | Ints
     parts: dict[Part, Rows]
-    client_names: tuple[str, ...]
+    client_names: tuple[str, ...] = ()
     group_K: Ints | None = None
     truth: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
         """K."""
-        return len(self.client_names)
+        return len(self.parts["train"].offsets) - 1
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.x_ND)
+
+    def client_name(self, client: int) -> str:
+        """What to call a client in plots."""
+        return self.client_names[client] if self.client_names else numbered(client)
 
     def client(self, client: int, part: Part) -> tuple[Floats, Floats | Ints]:
         """One client's samples of one part: features (n, D) and targets."""
         rows = self.parts[part].of(client)
         return self.x_ND[rows], self.y_N[rows]
+
+
+def numbered(client: int) -> str:
+    """The name of a client that has none of its own."""
+    return f"client {client}"

@@ -8,15 +8,19 @@ from dataclasses import replace
 import numpy as np
 
 from fedmoe.data.drawing import Stream, generator
-from fedmoe.data.federation import Dataset, FederatedData, Floats, Ints
+from fedmoe.data.federation import FederatedData, Floats, Ints
 from fedmoe.data.groups import transform
+from fedmoe.data.lazy import LazyDataset, LazyFederation
 from fedmoe.data.partition import PARTITIONERS
-from fedmoe.data.sources import read_source
+from fedmoe.data.sources import custom, read_source
 from fedmoe.data.split import split
-from fedmoe.schema import DataConfig, PartitionConfig
+from fedmoe.errors import DataError
+from fedmoe.schema import CustomDataConfig, DataConfig, PartitionConfig
+
+Federation = FederatedData | LazyFederation
 
 
-def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> FederatedData:
+def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> Federation:
     """Load a data set and divide it among clients, the same way for the same seed.
 
     Args:
@@ -25,12 +29,18 @@ def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> 
         seed: of everything that is drawn here; numpy's global state is neither used nor changed.
 
     Returns:
-        Every client's data.
+        Every client's data; or, of a source that makes them on demand, what makes them.
 
     Raises:
+        ConfigError: `data.factory` names nothing registered, or does not take `data.options`.
         DataError: for data that cannot be had, read, or partitioned as asked.
     """
-    dataset = read_source(data, generator(seed, Stream.SOURCE))
+    if isinstance(data, CustomDataConfig):
+        dataset = custom.load(data, seed)
+    else:
+        dataset = read_source(data, generator(seed, Stream.SOURCE))
+    if isinstance(dataset, LazyDataset):
+        return _on_demand(dataset, data, partition, seed)
     divide = PARTITIONERS[partition.name]
     rows = divide(dataset, partition, generator(seed, Stream.PARTITION))
     dataset, group_K = transform(dataset, rows, partition, generator(seed, Stream.GROUPS))
@@ -44,10 +54,17 @@ def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> 
         x_ND=dataset.x_ND,
         y_N=dataset.y_N,
         parts=parts,
-        client_names=_client_names(dataset, partition, len(rows)),
+        client_names=dataset.client_names if partition.name == "natural" else (),
         group_K=group_K,
         truth=dataset.truth,
     )
+
+
+def pooled(federation: Federation) -> FederatedData:
+    """Every client's data in one pool, made now if need be; for tests and studies."""
+    if isinstance(federation, LazyFederation):
+        return federation.only(np.arange(federation.num_clients))
+    return federation
 
 
 def standardised(x_ND: Floats, train_rows: Ints) -> Floats:
@@ -93,7 +110,21 @@ def class_counts(data: FederatedData) -> Ints:
     return counts.reshape(data.num_clients, labels)
 
 
-def _client_names(dataset: Dataset, partition: PartitionConfig, count: int) -> tuple[str, ...]:
-    if partition.name == "natural":
-        return dataset.client_names
-    return tuple(f"client {client}" for client in range(count))
+def _on_demand(
+    dataset: LazyDataset, data: DataConfig, partition: PartitionConfig, seed: int
+) -> LazyFederation:
+    """A federation that makes its clients, of whom the first has been tried."""
+    if partition.name != "natural":
+        raise DataError(
+            f"{partition.name}: {dataset.name} makes each client's samples on demand, so there "
+            "is nothing to divide; choose partition=natural"
+        )
+    federation = LazyFederation(
+        dataset=dataset,
+        min_samples=partition.min_samples,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=int(generator(seed, Stream.SPLIT).integers(2**63)),
+    )
+    federation.only(np.zeros(1, dtype=np.int64))
+    return federation

@@ -26,17 +26,35 @@ def split(
     owner_N = np.repeat(np.arange(len(rows)), packed.counts_K)
     # One sort shuffles within all clients at once: by client, then by a random key.
     order = packed.order[np.lexsort((rng.random(len(owner_N)), owner_N))]
-    validation_K, test_K = part_sizes(packed.counts_K, validation_fraction, test_fraction)
-    starts_K, ends_K = packed.offsets[:-1], packed.offsets[1:]
+    return cut(Rows(order, packed.offsets), validation_fraction, test_fraction)
+
+
+def cut(rows: Rows, validation_fraction: float, test_fraction: float) -> dict[Part, Rows]:
+    """Divide every client's samples in the order they have: the last ones are for testing.
+
+    Args:
+        rows: the samples of each client, shuffled.
+        validation_fraction: share for validation, in [0, 1).
+        test_fraction: share for testing, in [0, 1); the two stay below 1 together.
+
+    Returns:
+        Three parts, disjoint, that cover all samples given.
+    """
+    counts_K = rows.counts_K
+    validation_K, test_K = part_sizes(counts_K, validation_fraction, test_fraction)
+    place_N = np.arange(len(rows.order)) - np.repeat(rows.offsets[:-1], counts_K)
     edges: dict[Part, tuple[Ints, Ints]] = {
-        "train": (starts_K, ends_K - validation_K - test_K),
-        "validation": (ends_K - validation_K - test_K, ends_K - test_K),
-        "test": (ends_K - test_K, ends_K),
+        "train": (np.zeros_like(counts_K), counts_K - validation_K - test_K),
+        "validation": (counts_K - validation_K - test_K, counts_K - test_K),
+        "test": (counts_K - test_K, counts_K),
     }
-    return {
-        part: Rows.pack([order[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)])
-        for part, (first, last) in edges.items()
-    }
+    parts: dict[Part, Rows] = {}
+    for part, (first_K, end_K) in edges.items():
+        chosen_N = place_N >= np.repeat(first_K, counts_K)
+        chosen_N &= place_N < np.repeat(end_K, counts_K)
+        offsets = np.concatenate([[0], np.cumsum(end_K - first_K)])
+        parts[part] = Rows(rows.order[chosen_N], offsets)
+    return parts
 
 
 def part_sizes(

@@ -6,11 +6,13 @@ class per choice, told apart by `name`.
 """
 
 from fedmoe.schema.data import (
+    CustomDataConfig,
     DataConfig,
     DigitsConfig,
     FlightsConfig,
     Mnist5kConfig,
     SourceConfig,
+    SyntheticClassesConfig,
     SyntheticLinearConfig,
     SyntheticMixtureConfig,
     TableConfig,
@@ -61,6 +63,7 @@ from fedmoe.schema.training import (
 )
 
 __all__ = [
+    "CustomDataConfig",
     "CustomModelConfig",
     "CustomStrategyConfig",
     "DataConfig",
@@ -96,6 +99,7 @@ __all__ = [
     "StoppingConfig",
     "StrategyBase",
     "StrategyConfig",
+    "SyntheticClassesConfig",
     "SyntheticLinearConfig",
     "SyntheticMixtureConfig",
     "TableConfig",

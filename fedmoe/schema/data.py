@@ -1,6 +1,6 @@
 """Where the samples come from: one class per data source."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -124,12 +124,50 @@ class SyntheticMixtureConfig(SourceConfig):
     feature_shift: NonNegative
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SyntheticClassesConfig(SourceConfig):
+    """Classes round centres that all clients share, skewed by client, and made on demand.
+
+    Attributes:
+        num_clients: natural clients K; their number costs no memory.
+        samples_per_client: n of each, before the split.
+        num_features: D.
+        num_classes: C.
+        alpha: Dirichlet concentration of each client's classes; small means few of them.
+        separation: distance of the classes' centres, in deviations of the noise.
+    """
+
+    name: Literal["synthetic_classes"]
+    num_clients: Count
+    samples_per_client: Count
+    num_features: Count
+    num_classes: Annotated[int, Field(ge=2)]
+    alpha: Positive
+    separation: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CustomDataConfig(SourceConfig):
+    """Data of the user's own making, registered with `fedmoe.data.register`.
+
+    Attributes:
+        factory: the name it was registered under.
+        options: keyword arguments of the factory.
+    """
+
+    name: Literal["custom"]
+    factory: str
+    options: dict[str, Any]
+
+
 DataConfig = Annotated[
     DigitsConfig
     | Mnist5kConfig
     | FlightsConfig
     | TableConfig
     | SyntheticLinearConfig
-    | SyntheticMixtureConfig,
+    | SyntheticMixtureConfig
+    | SyntheticClassesConfig
+    | CustomDataConfig,
     Field(discriminator="name"),
 ]

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from fedmoe.clients import Experiment
 from fedmoe.clients.states import restored_state, saved_state
-from fedmoe.data.federation import Ints
+from fedmoe.data import Ints, LazyFederation
 from fedmoe.messages.replies import Part, Replies
 from fedmoe.profiling import current_profile, section
 from fedmoe.schema import RayConfig
@@ -101,6 +101,8 @@ class RayGrid(CohortGrid):
 
 def dealt(experiment: Experiment, workers: int) -> Ints:
     """Clients dealt to workers, those with most samples first, so that each has as much to do."""
+    if isinstance(experiment.data, LazyFederation):  # only making them would tell how many
+        return np.arange(experiment.data.num_clients) % workers
     counts_K = experiment.data.parts["train"].counts_K
     order = np.argsort(-counts_K, kind="stable")
     turn = np.arange(len(order)) % (2 * workers)  # there and back: 0 1 2 2 1 0 0 1 ...

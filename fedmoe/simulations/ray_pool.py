@@ -14,14 +14,13 @@ import numpy as np
 from flwr.app import Error
 from flwr.common.constant import ErrorCode
 
-from fedmoe import models
 from fedmoe.clients import Experiment
 from fedmoe.clients.states import Kept
 from fedmoe.config import to_json
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.schema import RayConfig
 from fedmoe.simulations.parcels import Arrays, Parcel
-from fedmoe.simulations.ray_worker import Answered, Worker
+from fedmoe.simulations.ray_worker import REGISTRIES, Answered, Worker
 
 _LOG = logging.getLogger("fedmoe.simulations.WorkerPool")
 _MOST_WRITES = 8  # calls whose writes to private state are kept one by one
@@ -42,7 +41,7 @@ class WorkerPool:
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_restarts=0
         )
         # Factories as bytes: a worker can only read them once it looks for modules where we do.
-        factories = self._ray.cloudpickle.dumps(models.REGISTRY.factories)
+        factories = self._ray.cloudpickle.dumps([one.factories for one in REGISTRIES])
         self._arguments = (to_json(experiment.config), sys.path, factories)
         count = number_of_workers(self._ray, config)
         self._workers = [self._start() for _ in range(count)]

@@ -13,6 +13,7 @@ from fedmoe.clients import load_experiment
 from fedmoe.clients.states import Kept, StackedStates
 from fedmoe.config import from_json
 from fedmoe.data.federation import Ints
+from fedmoe.data.sources import custom
 from fedmoe.messages.seams import ensure_task_identity
 from fedmoe.models import Parameters
 from fedmoe.profiling import Profile
@@ -21,6 +22,7 @@ from fedmoe.simulations.cohort_grid import FIRST_NODE_ID
 from fedmoe.simulations.parcels import Answer, Parcel, packed_replies
 from fedmoe.simulations.shards import answer_in_shards
 
+REGISTRIES = (models.REGISTRY, custom.REGISTRY)  # what clients may need of the user's own
 Written = list[Kept]  # the private arrays that a call wrote
 
 
@@ -33,7 +35,7 @@ class Worker:
         Args:
             config_json: the experiment.
             path: where the run looks for modules, such as the user's own.
-            factories: the models that the user registered, by name, as `cloudpickle` writes them.
+            factories: the user's own, of each of `REGISTRIES`, as `cloudpickle` writes them.
         """
         import ray
 
@@ -42,7 +44,8 @@ class Worker:
         config = from_json(config_json)
         if isinstance(config.runtime, RayConfig) and not config.runtime.gpus_per_worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for any
-        models.REGISTRY.factories |= ray.cloudpickle.loads(factories)
+        for registry, own in zip(REGISTRIES, ray.cloudpickle.loads(factories), strict=True):
+            registry.factories |= own
         self.experiment = load_experiment(config_json)
         torch.set_num_threads(self.experiment.config.training.num_threads)
         self.states = _RecordedStates()

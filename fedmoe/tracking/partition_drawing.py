@@ -26,6 +26,7 @@ def draw_labels(
     counts_KO: NDArray[np.integer[Any]],
     class_names: Sequence[str],
     client_names: Sequence[str],
+    whose: str,
 ) -> None:
     """Fill a figure with a map of counts (K, O), clients along the x axis."""
     num_clients, num_labels = counts_KO.shape
@@ -47,7 +48,7 @@ def draw_labels(
     extend = "max" if columns_KO.max(initial=0) > top else "neither"
     colorbar = figure.colorbar(image, ax=axes, label="samples", pad=0.02, extend=extend)
     colorbar.ax.locator_params(axis="y", integer=True)
-    axes.set_title(f"Samples per label of {num_clients:,} clients", fontweight="bold")
+    axes.set_title(f"Samples per label of {whose}", fontweight="bold")
     axes.set_ylabel("label")
     if num_labels <= _MOST_TICKS:
         axes.set_yticks(range(num_labels), _cut(class_names), parse_math=False)
@@ -78,11 +79,14 @@ def _write_counts(axes: "Axes", counts_KO: NDArray[np.integer[Any]]) -> None:
 
 
 def draw_sizes(
-    figure: "Figure", sizes_K: NDArray[np.integer[Any]], client_names: Sequence[str]
+    figure: "Figure",
+    sizes_K: NDArray[np.integer[Any]],
+    client_names: Sequence[str],
+    whose: str,
 ) -> None:
     """Fill a figure with bars of the clients' sizes (K,)."""
     axes = figure.add_subplot()
-    axes.set_title(f"Samples of {len(sizes_K):,} clients", fontweight="bold")
+    axes.set_title(f"Samples of {whose}", fontweight="bold")
     if len(sizes_K) <= _MOST_TICKS:
         bars = axes.bar(range(len(sizes_K)), sizes_K, color=BLUE)
         if len(sizes_K) <= _MOST_ANNOTATED[0]:

@@ -29,6 +29,7 @@ def plot_partition(
     class_names: Sequence[str],
     client_names: Sequence[str],
     path: Path,
+    federation_size: int | None = None,
 ) -> None:
     """Draw how many samples of which label each client has.
 
@@ -41,6 +42,7 @@ def plot_partition(
         class_names: O names; empty for regression, which gives a bar chart of client sizes.
         client_names: K names.
         path: of the PNG.
+        federation_size: how many clients there are, if these K are only the first of them.
 
     Raises:
         ValueError: if the names do not fit the counts.
@@ -52,12 +54,15 @@ def plot_partition(
             f"counts of shape {counts_KO.shape} need {num_clients} client names and "
             f"{num_labels} class names, got {len(client_names)} and {len(class_names)}"
         )
+    whose = f"{num_clients:,} clients"
+    if federation_size is not None and federation_size > num_clients:
+        whose = f"the first {num_clients:,} of {federation_size:,} clients"
     if class_names:
         figure = _figure(num_clients, float(np.clip(1.6 + 0.34 * num_labels, 3.2, 10.0)))
-        draw_labels(figure, counts_KO, class_names, client_names)
+        draw_labels(figure, counts_KO, class_names, client_names, whose)
     else:
         figure = _figure(num_clients, 4.0)
-        draw_sizes(figure, counts_KO.sum(axis=1), client_names)
+        draw_sizes(figure, counts_KO.sum(axis=1), client_names, whose)
     _save(figure, path)
 
 

@@ -199,7 +199,9 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         facts.append(("missing", words, "red"))
     if data := summary.get("data"):
         made_up = str(data["origin"]).startswith("synthetic")
-        size = f"{data['clients']:,} clients, {data['samples']:,} samples"
+        count = data["samples"]
+        samples = "samples made on demand" if count is None else f"{count:,} samples"
+        size = f"{data['clients']:,} clients, {samples}"
         style = "yellow" if made_up else ""
         facts.append(("data", f"{data['name']} ({data['origin']}), {size}", style))
     if traffic := summary.get("bytes"):

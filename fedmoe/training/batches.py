@@ -11,30 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmoe.data.drawing import Keys
+from fedmoe.data.drawing import hash_keys as hash_keys
 from fedmoe.data.federation import Ints
-
-Keys = NDArray[np.uint64]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def hash_keys(*words: int | Ints) -> Keys:
-    """Mix integers (broadcast against each other) into uniform 64-bit keys.
-
-    Each word is folded in by a round of SplitMix64's finaliser (Steele, Lea and Flood, "Fast
-    splittable pseudorandom number generators", OOPSLA 2014).
-    """
-    state: Keys = np.asarray(_GOLDEN)
-    with np.errstate(over="ignore"):  # wrapping round is what the hash is made of
-        for word in words:
-            z = (np.asarray(word).astype(np.uint64) ^ state) + _GOLDEN
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = z ^ (z >> np.uint64(31))
-    return state
 
 
 class Schedule(NamedTuple):

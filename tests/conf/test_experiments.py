@@ -10,7 +10,7 @@ import pytest
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedmoe import models, strategies
+from fedmoe import data, models, strategies
 from fedmoe.data.federation import Task
 from fedmoe.simulate import main
 from fedmoe.tracking import RunDirectory
@@ -178,14 +178,42 @@ def test_every_option_of_the_other_groups_runs(group: str, option: str) -> None:
     simulate(*SMALL, "partition=natural", "model=linear", "strategy=insight", f"{group}={option}")
 
 
+@data.register("conf-test-data")
+def my_data(*, seed: int, samples: int) -> data.Dataset:
+    rng = np.random.default_rng(seed)
+    return data.Dataset(
+        name="mine",
+        origin="synthetic",
+        task=Task(kind="regression", num_features=2, num_outputs=1),
+        x_ND=rng.standard_normal((samples, 2), dtype=np.float32),
+        y_N=rng.standard_normal((samples, 1), dtype=np.float32),
+    )
+
+
+IID = ["partition=iid", "partition.num_clients=3", "partition.min_samples=2"]
+DATA: dict[str, Sequence[str]] = {
+    "table": [*IID, "data.path=own.csv", "data.target=y"],
+    "flights": [*IID, "data.max_per_client=50"],
+    "custom": [*IID, "data.factory=conf-test-data", "data.options.samples=40"],
+    "synthetic_classes": ["partition=natural", "data.num_clients=3"],
+}
+
+
 @pytest.mark.parametrize("option", options("data"))
 def test_every_data_source_runs(option: str) -> None:
-    if option == "table":
-        rows = "".join(f"{i % 7},{i % 5},{i % 7 + 2 * (i % 5)}\n" for i in range(60))
-        Path("own.csv").write_text("a,b,y\n" + rows)
-    more = ["data.path=own.csv", "data.target=y"] if option == "table" else []
-    smaller = ["data.max_per_client=50"] if option == "flights" else []
-    simulate(
-        f"data={option}", *more, *smaller, "partition=iid", "partition.num_clients=3",
-        "partition.min_samples=2", "model=linear", "training.epochs=1",
+    rows = "".join(f"{i % 7},{i % 5},{i % 7 + 2 * (i % 5)}\n" for i in range(60))
+    Path("own.csv").write_text("a,b,y\n" + rows)
+    simulate(f"data={option}", *DATA.get(option, IID), "model=linear", "training.epochs=1")
+
+
+def test_of_many_clients_that_are_made_on_demand_only_some_are() -> None:
+    path = simulate(
+        "data=synthetic_classes", "partition=natural", "data.num_clients=300", "model=linear",
+        "data.samples_per_client=20", "data.num_features=5", "strategy.fraction_train=0.02",
+        plots=True,
     )  # fmt: skip
+    assert len([line for line in lines(path, "clients.jsonl") if line["num_examples"]]) == 6
+    assert (path / "partition.png").is_file()
+    assert summary(path)["data"] == {
+        "name": "synthetic_classes", "origin": "synthetic", "clients": 300, "samples": 6000,
+    }  # fmt: skip

@@ -24,6 +24,7 @@ OPTIONS = sorted(
 )
 # What an option leaves for the user to say.
 REQUIRED = {
+    "data=custom": ["data.factory=mine"],
     "model=custom": ["model.factory=mine"],
     "strategy=custom": ["strategy.factory=mine"],
     "strategy=stock": ["strategy.class_name=FedMedian"],
@@ -232,6 +233,12 @@ def test_options_of_a_custom_model_are_free() -> None:
     assert isinstance(config.model, schema.CustomModelConfig)
     expected = {"width": 2, "text": "1", "deep": {"a__b": [1, None]}, "depth": 3}
     assert config.model.options == expected
+
+
+@pytest.mark.parametrize("group", ["data", "model", "strategy"])
+def test_options_of_everything_custom_are_free_on_the_command_line(group: str) -> None:
+    config = load_config([f"{group}=custom", f"{group}.factory=mine", f"{group}.options.depth=3"])
+    assert getattr(config, group).options == {"depth": 3}
 
 
 def test_a_keyword_keeps_its_type() -> None:

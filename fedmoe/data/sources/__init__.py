@@ -1,7 +1,8 @@
 """Data sources, found by name; only the one that is asked for is imported.
 
-Each module has `load(config, rng) -> Dataset`. One whose data may be missing raises
-`MissingDataError` and, where the shape is known beforehand, has `stand_in(config, rng)` too.
+Each module has `load(config, rng) -> Dataset` (or `LazyDataset`). One whose data may be missing
+raises `MissingDataError` and, where the shape is known beforehand, has `stand_in(config, rng)` too.
+The user's own sources are in `custom`.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedmoe.data.federation import Dataset
+from fedmoe.data.lazy import LazyDataset
 from fedmoe.data.sources.missing import MissingDataError
 from fedmoe.errors import DataError
 from fedmoe.schema import DataConfig
@@ -23,11 +25,12 @@ SOURCES: dict[str, str] = {
     "flights": "fedmoe.data.sources.flights",
     "table": "fedmoe.data.sources.table",
     "synthetic_linear": "fedmoe.data.sources.synthetic_linear",
+    "synthetic_classes": "fedmoe.data.sources.synthetic_classes",
     "synthetic_mixture": "fedmoe.data.sources.synthetic_mixture",
 }
 
 
-def read_source(config: DataConfig, rng: np.random.Generator) -> Dataset:
+def read_source(config: DataConfig, rng: np.random.Generator) -> Dataset | LazyDataset:
     """Load the configured data set, or what stands in for it if that is allowed.
 
     Args:
@@ -42,7 +45,7 @@ def read_source(config: DataConfig, rng: np.random.Generator) -> Dataset:
     """
     module = importlib.import_module(SOURCES[config.name])
     try:
-        loaded: Dataset = module.load(config, rng)
+        loaded: Dataset | LazyDataset = module.load(config, rng)
     except MissingDataError as missing:
         if config.on_missing == "error":
             raise DataError(f"{config.name}: {missing.reason}; {missing.remedy}") from missing

@@ -20,6 +20,7 @@ from fedmoe.clients import FedMoEClient, answer, load_experiment
 from fedmoe.clients import answer as answer_function
 from fedmoe.clients.experiment import Experiment
 from fedmoe.config import load_config, to_json
+from fedmoe.data import pooled
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.seams import ensure_task_identity
 
@@ -176,7 +177,7 @@ def test_a_client_without_training_data_fails_and_still_evaluates() -> None:
     text = config_json("partition=dirichlet", "partition.num_clients=6", "partition.min_samples=0",
                        "partition.alpha=0.001", "seed=1")  # fmt: skip
     experiment = load_experiment(text)
-    counts = experiment.data.parts["train"].counts_K
+    counts = pooled(experiment.data).parts["train"].counts_K
     empty = int(np.argmin(counts))
     assert counts[empty] == 0, "the seed must give an empty client for this test to mean anything"
     contexts = [context(text, k) for k in range(6)]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmoe.data import FederatedData, Rows, Task, class_counts, load_federation
+from fedmoe.data import Dataset, FederatedData, Rows, Task, class_counts, load_federation, pooled
 from fedmoe.data.load import standardised
 from fedmoe.data.partition import PARTITIONERS
 from fedmoe.data.sources import read_source
@@ -46,6 +46,10 @@ PARTITIONS: list[Any] = [
 ]
 
 
+def load(*arguments: Any) -> FederatedData:
+    return pooled(load_federation(*arguments))
+
+
 def same(one: FederatedData, other: FederatedData) -> bool:
     return (
         np.array_equal(one.x_ND, other.x_ND)
@@ -58,15 +62,21 @@ def same(one: FederatedData, other: FederatedData) -> bool:
     )
 
 
+def digits() -> Dataset:
+    dataset = read_source(DIGITS, np.random.default_rng(0))
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
 def owned(federation: FederatedData, client: int) -> set[int]:
     return {row for rows in federation.parts.values() for row in rows.of(client).tolist()}
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_digits_by_every_partition(partition: Any) -> None:
-    federation = load_federation(DIGITS, partition, 0)
+    federation = load(DIGITS, partition, 0)
     assert federation.num_clients == 12
-    assert federation.client_names[3] == "client 3"
+    assert federation.client_name(3) == "client 3"
     orders = [rows.order for rows in federation.parts.values()]
     np.testing.assert_array_equal(np.sort(np.concatenate(orders)), np.arange(1797))
     assert all(rows.counts_K.min() >= 1 for rows in federation.parts.values())
@@ -74,8 +84,8 @@ def test_digits_by_every_partition(partition: Any) -> None:
     assert counts.shape == (12, 10)
     assert counts.sum() == 1797
     assert counts.sum(axis=1).min() >= 5
-    assert same(federation, load_federation(DIGITS, partition, 0))
-    other = load_federation(DIGITS, partition, 1)
+    assert same(federation, load(DIGITS, partition, 0))
+    other = load(DIGITS, partition, 1)
     assert owned(federation, 2) != owned(other, 2)
     has_groups = partition.name in ("rotation", "label_permutation")
     assert (federation.group_K is not None) == has_groups
@@ -86,7 +96,7 @@ def test_every_partition_has_a_name_in_the_table() -> None:
 
 
 def test_natural_clients_keep_their_names_and_truth() -> None:
-    federation = load_federation(LINEAR, NaturalConfig(name="natural", min_samples=1), 0)
+    federation = load(LINEAR, NaturalConfig(name="natural", min_samples=1), 0)
     assert federation.num_clients == 7
     for client in range(7):
         x_nD, y_n1 = federation.client(client, "train")
@@ -97,8 +107,8 @@ def test_natural_clients_keep_their_names_and_truth() -> None:
 
 
 def test_groups_see_their_own_rotation_in_every_part() -> None:
-    plain = read_source(DIGITS, np.random.default_rng(0))
-    federation = load_federation(DIGITS, PARTITIONS[4], 0)
+    plain = digits()
+    federation = load(DIGITS, PARTITIONS[4], 0)
     for part, rows in federation.parts.items():
         for client in range(12):
             row = rows.of(client)[0]
@@ -108,8 +118,8 @@ def test_groups_see_their_own_rotation_in_every_part() -> None:
 
 
 def test_labels_are_renamed_in_all_groups_but_the_first() -> None:
-    plain = read_source(DIGITS, np.random.default_rng(0))
-    federation = load_federation(DIGITS, PARTITIONS[5], 0)
+    plain = digits()
+    federation = load(DIGITS, PARTITIONS[5], 0)
     rows = federation.parts["train"]
     for client in range(12):
         renamed = federation.y_N[rows.of(client)] != plain.y_N[rows.of(client)]
@@ -118,10 +128,10 @@ def test_labels_are_renamed_in_all_groups_but_the_first() -> None:
 
 
 def test_the_seed_decides_on_the_permutations() -> None:
-    plain = read_source(DIGITS, np.random.default_rng(0))
+    plain = digits()
 
     def names(seed: int) -> dict[int, int]:
-        federation = load_federation(DIGITS, PARTITIONS[5], seed)
+        federation = load(DIGITS, PARTITIONS[5], seed)
         rows = federation.parts["train"].of(1)
         return dict(zip(plain.y_N[rows].tolist(), federation.y_N[rows].tolist(), strict=True))
 
@@ -131,13 +141,13 @@ def test_the_seed_decides_on_the_permutations() -> None:
 
 def test_the_seed_draws_the_data() -> None:
     natural = NaturalConfig(name="natural", min_samples=1)
-    pools = [load_federation(LINEAR, natural, seed).x_ND for seed in (0, 1)]
+    pools = [load(LINEAR, natural, seed).x_ND for seed in (0, 1)]
     assert not np.array_equal(pools[0], pools[1])
 
 
 def test_the_seed_splits_even_where_it_does_not_partition() -> None:
     natural = NaturalConfig(name="natural", min_samples=1)
-    held = [load_federation(LINEAR, natural, seed).parts["test"].order for seed in (0, 1)]
+    held = [load(LINEAR, natural, seed).parts["test"].order for seed in (0, 1)]
     assert held[0].tolist() != held[1].tolist()
 
 
@@ -177,13 +187,13 @@ def test_a_constant_that_is_no_binary_fraction_is_not_blown_up() -> None:
 
 
 def test_images_are_not_standardised() -> None:
-    federation = load_federation(DIGITS, PARTITIONS[0], 0)
+    federation = load(DIGITS, PARTITIONS[0], 0)
     assert (federation.x_ND.min(), federation.x_ND.max()) == (0.0, 1.0)
 
 
 def test_what_cannot_be_partitioned_is_refused() -> None:
     with pytest.raises(DataError, match="dirichlet: needs class labels, synthetic_linear is a"):
-        load_federation(LINEAR, PARTITIONS[1], 0)
+        load(LINEAR, PARTITIONS[1], 0)
 
 
 def test_importing_the_room_is_cheap() -> None:

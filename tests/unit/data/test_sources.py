@@ -27,7 +27,9 @@ COMMON: dict[str, Any] = {
 
 
 def read(config: Any, seed: int = 0) -> Dataset:
-    return read_source(config, np.random.default_rng(seed))
+    dataset = read_source(config, np.random.default_rng(seed))
+    assert isinstance(dataset, Dataset)
+    return dataset
 
 
 def linear(**changes: Any) -> SyntheticLinearConfig:
@@ -318,6 +320,7 @@ def test_every_source_has_a_name_in_the_table() -> None:
         "digits",
         "flights",
         "mnist5k",
+        "synthetic_classes",
         "synthetic_linear",
         "synthetic_mixture",
         "table",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from fedmoe.data import Dataset, load_federation
+from fedmoe.data import Dataset, load_federation, pooled
 from fedmoe.data.sources import read_source
 from fedmoe.errors import DataError
 from fedmoe.schema import NaturalConfig, TableConfig
@@ -32,7 +32,9 @@ def config(path: Path | str | None, **changes: Any) -> TableConfig:
 
 
 def read(path: Path | str | None, **changes: Any) -> Dataset:
-    return read_source(config(path, **changes), np.random.default_rng(0))
+    dataset = read_source(config(path, **changes), np.random.default_rng(0))
+    assert isinstance(dataset, Dataset)
+    return dataset
 
 
 def written(folder: Path, content: str | bytes, name: str = "mine.csv") -> Path:
@@ -224,9 +226,8 @@ def test_booleans_decimals_and_dates_in_parquet(tmp_path: Path) -> None:
 def test_a_table_becomes_a_federation_with_standardised_features(tmp_path: Path) -> None:
     lines = [f"{row},{row % 7},{row % 3},{row * 0.5}" for row in range(60)]
     path = written(tmp_path, "a,b,shop,y\n" + "\n".join(lines))
-    federation = load_federation(
-        config(path, target="y", standardise=True), NaturalConfig(name="natural", min_samples=5), 0
-    )
+    natural = NaturalConfig(name="natural", min_samples=5)
+    federation = pooled(load_federation(config(path, target="y", standardise=True), natural, 0))
     assert federation.client_names == ("0", "1", "2")
     train = federation.x_ND[federation.parts["train"].order]
     np.testing.assert_allclose(train.mean(axis=0), 0.0, atol=1e-6)

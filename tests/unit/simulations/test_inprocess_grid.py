@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import load_config, to_json
+from fedmoe.data import pooled
 from fedmoe.messages import words
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.broadcast import Broadcast
@@ -89,7 +90,7 @@ def test_arrays_of_which_the_mean_alone_came_are_not_to_be_had() -> None:
 def test_a_bad_client_never_gets_into_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard sees each reply of a shard before it is merged."""
     experiment = experiment_of("runtime.shard_size=3")
-    rows = experiment.data.parts["train"].of(4)
+    rows = pooled(experiment.data).parts["train"].of(4)
     before = experiment.pool.x_ND[rows].clone()
     experiment.pool.x_ND[rows] = torch.nan
     try:

@@ -26,6 +26,7 @@ def config(**changes: Any) -> TrackingConfig:
         "log_level": "INFO",
         "plots": False,
         "checkpoint_every": 0,
+        "profile": False,
     }
     return TrackingConfig(**(values | changes))
 

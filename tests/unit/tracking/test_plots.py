@@ -79,6 +79,16 @@ def test_many_clients_are_sorted_and_unnamed(
     assert max(width, height) <= 1650
 
 
+@pytest.mark.parametrize(("total", "whose"), [(3, "3 clients"), (70_000, "the first 3 of 70,000")])
+def test_the_title_says_whose_samples_are_drawn(
+    tmp_path: Path, figures: list[Figure], total: int, whose: str
+) -> None:
+    plot_partition(counts(3, 2), labels(2), clients(3), tmp_path / "a.png", total)
+    plot_partition(counts(3, 1), [], clients(3), tmp_path / "b.png", total)
+    titles = [figure.axes[0].get_title() for figure in figures]
+    assert [whose in title for title in titles] == [True, True]
+
+
 def test_hundreds_of_labels_fit(tmp_path: Path) -> None:
     plot_partition(counts(5, 300), labels(300), clients(5), tmp_path / "a.png")
     assert size(tmp_path / "a.png")[1] <= 1500

@@ -139,6 +139,12 @@ def test_print_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines()[-1] == "results  runs/[x]"
 
 
+def test_print_summary_of_samples_that_nobody_has_counted(tmp_path: Path) -> None:
+    data = {"name": "sensors", "origin": "real", "clients": 70_000, "samples": None}
+    text = shown({**summary(None), "data": data}, tmp_path)
+    assert "data     sensors (real), 70,000 clients, samples made on demand\n" in text
+
+
 def test_print_summary_of_a_path_elsewhere_is_not_wrapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
