@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedmoe import models, strategies
 from fedmoe.data import Task
-from fedmoe.messages.arrays import from_record, to_record
+from fedmoe.messages.arrays import from_record
+from fedmoe.messages.replies import Replies
+from fedmoe.models import Parameters
 from fedmoe.simulate import main
 
 
@@ -44,30 +46,28 @@ def residual(task: Task, width: int) -> nn.Module:
 class ServerMomentum(strategies.StackedFedAvg):
     """FedAvgM (arXiv 1909.06335): v <- beta v + (w - mean w_k); w <- w - v."""
 
+    mergeable = True  # the mean is all that `merge` needs: Ray's workers then send no more
+
     def __init__(self, *, beta: float, **options: Any) -> None:
         super().__init__(**options)
         self.beta = beta
-        self.velocity: dict[str, Tensor] = {}
+        self.velocity: Parameters = {}  # checkpoints keep it
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Remember what was sent out."""
+        """Remember what is sent out."""
         self.sent = from_record(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step from what was sent towards the average."""
-        average, metrics = super().aggregate_train(server_round, replies)
-        if average is None:
-            return None, metrics
-        for name, mean in from_record(average).items():
+    def merge(self, replies: Replies) -> Parameters:
+        """Step from what was sent towards the clients' mean."""
+        moved = {}
+        for name, mean in super().merge(replies).items():
             before = self.velocity.get(name, torch.zeros_like(mean))
             self.velocity[name] = self.beta * before + self.sent[name] - mean
-        moved = {name: self.sent[name] - self.velocity[name] for name in self.sent}
-        return to_record(moved), metrics
+            moved[name] = self.sent[name] - self.velocity[name]
+        return moved
 
 
 if __name__ == "__main__":

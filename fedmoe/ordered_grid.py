@@ -6,6 +6,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedmoe.messages.arrays import plain
+from fedmoe.messages.seams import with_content
+
 
 class OrderedGrid(Grid):
     """Passes everything on to another grid, and orders its nodes.
@@ -47,7 +50,7 @@ class OrderedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid`."""
-        return self._grid.push_messages(messages)
+        return self._grid.push_messages(serialisable(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid`."""
@@ -57,4 +60,17 @@ class OrderedGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """See `Grid`."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        return self._grid.send_and_receive(serialisable(messages), timeout=timeout)
+
+
+def serialisable(messages: Iterable[Message]) -> list[Message]:
+    """The messages with records that Flower can send; those that share arrays still do."""
+    known: dict[int, RecordDict] = {}
+    held = list(messages)
+    sent = []
+    for message in held:
+        content = message.content
+        if id(content) not in known:
+            known[id(content)] = plain(content)
+        sent.append(with_content(message, known[id(content)]))
+    return sent

@@ -1,11 +1,13 @@
 """Small real runs for the tests of this folder."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedmoe import models, strategies
 from fedmoe.config import load_config
 from fedmoe.schema import ExperimentConfig
 from fedmoe.simulations import run_experiment
@@ -96,3 +98,15 @@ def bits(array: Any) -> Any:
 def without_seconds(checkpoint: Checkpoint) -> dict[str, Any]:
     standing = {k: v for k, v in checkpoint.state["standing"].items() if k != "seconds"}
     return {**checkpoint.state, "standing": standing}
+
+
+def own_parts() -> Any:
+    """The module `examples/own_parts.py`, imported without leaving its parts registered."""
+    path = Path(__file__).parents[2] / "examples" / "own_parts.py"
+    before = dict(models.REGISTRY.factories), dict(strategies.REGISTRY.factories)
+    spec = importlib.util.spec_from_file_location("own_parts", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    models.REGISTRY.factories, strategies.REGISTRY.factories = before
+    return module

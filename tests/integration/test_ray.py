@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from federation_runs import own_parts
 from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 from torch import nn
 
-from fedmoe import models
+from fedmoe import models, strategies
 from fedmoe.clients import load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.data import Task, pooled
@@ -79,10 +80,11 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     models.register("fragile")(Fragile)
+    strategies.register("momentum")(own_parts().ServerMomentum)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
-    del models.REGISTRY.factories["fragile"]
+    del models.REGISTRY.factories["fragile"], strategies.REGISTRY.factories["momentum"]
 
 
 def config_of(trap: Path, *words: str) -> ExperimentConfig:
@@ -149,6 +151,7 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=insight"],
         ["strategy=stock", "strategy.class_name=FedMedian"],
+        ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
     ],
     ids=lambda words: words[0],
 )
