@@ -82,8 +82,10 @@ class Broadcast(Sequence[Message]):
         return taken
 
     def _content(self, place: int) -> RecordDict:
-        own = {k: r if isinstance(r, ArrayRecord) else r.copy() for k, r in self.records.items()}
-        return unchecked_records(own | dict(self.personal[place] if self.personal else {}))
+        records = self.records | dict(self.personal[place] if self.personal else {})
+        return unchecked_records(
+            {k: r if isinstance(r, ArrayRecord) else r.copy() for k, r in records.items()}
+        )
 
     def distinct(self) -> list[Distinct]:
         """Each content that is sent, its message type, and the (n,) places it is sent to.
