@@ -60,7 +60,10 @@ class StackedStates:
         self._tables[key].write(clients, arrays)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All arrays, for a checkpoint: `key/name`, and whose rows they are."""
+        """All arrays, for a checkpoint: `key/name`, and whose rows they are.
+
+        They are views, which the next write may change.
+        """
         saved: dict[str, NDArray[Any]] = {}
         for key, table in self._tables.items():
             saved[f"{key}{_CLIENTS}"] = table.clients
@@ -73,7 +76,7 @@ class StackedStates:
             if path.endswith(_CLIENTS):
                 key = path.removesuffix(_CLIENTS)
                 names = [p.removeprefix(f"{key}/") for p in arrays if p.startswith(f"{key}/")]
-                named = {n: torch.from_numpy(arrays[f"{key}/{n}"]) for n in names}
+                named = {n: torch.tensor(arrays[f"{key}/{n}"]) for n in names}  # copies
                 self.write(key, clients.astype(np.int64), named)
 
 
