@@ -59,7 +59,8 @@ class ReplyGuard:
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
         """Sort the replies to `sent` into good ones and failures; order does not matter."""
-        if isinstance(replies, Replies) and replies.requests is sent:
+        columns = isinstance(replies, Replies) and replies.requests is sent
+        if columns and len(set(replies.nodes)) == len(replies):
             return self._inspect_columns(replies)
         result, good = Inspection(), list[Message]()
         asked = {message.metadata.dst_node_id: message for message in sent}
