@@ -112,7 +112,8 @@ class ReplyGuard:
             for node, size, passed in zip(nodes, sizes.tolist(), good.tolist(), strict=True)
             if passed
         }
-        if len({_part_kind(part) for part in replies.parts}) > 1:
+        loose = good[list(replies.plain)].any()
+        if loose or len({_part_kind(part) for part in replies.parts}) > 1:
             _refuse_odd_contents(result)
             result.drop_failures()
         return result
@@ -228,7 +229,8 @@ def _record_kind(record: object) -> str:
 
 
 def _part_kind(part: Part) -> tuple[object, ...]:
-    return tuple(part.records), tuple(part.means), tuple(part.numbers(words.METRICS))
+    records = tuple((key, isinstance(record, Stack)) for key, record in part.records.items())
+    return records, tuple(part.means), tuple(part.numbers(words.METRICS))
 
 
 class _Expected:
