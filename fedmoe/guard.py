@@ -92,8 +92,7 @@ class ReplyGuard:
         """The same verdicts; a message is made only of a reply that may be bad."""
         expected, nodes, result = _Expected(), replies.nodes, Inspection()
         sizes = np.zeros(len(replies), dtype=np.int64)
-        # A check of the strategy's own wants to see every message.
-        doubtful = np.full(len(replies), self._own_check is not None)
+        doubtful = np.full(len(replies), False)
         doubtful[list(replies.plain)] = True
         for part in replies.parts:
             sizes[part.rows] = part.bytes_per_reply
@@ -122,13 +121,14 @@ class ReplyGuard:
         """Which replies of a part, (P,), may fail `_check`; the others would pass it."""
         training = request.metadata.message_type == MessageType.TRAIN
         sent = request.content.get(words.ARRAYS) if training else None
-        asked = isinstance(sent, ArrayRecord)
+        came = words.ARRAYS in part.means or isinstance(part.records.get(words.ARRAYS), Stack)
         metrics = part.numbers(words.METRICS)
         everyone = np.full(len(part.rows), True)
         if (
             part.bytes_per_reply > self.config.max_reply_bytes
             or words.NUM_EXAMPLES not in metrics
-            or asked != (words.ARRAYS in part.records or words.ARRAYS in part.means)
+            or isinstance(sent, ArrayRecord) != came
+            or (training and self._own_check is not None)  # which wants to see every message
         ):
             return everyone
         bad = metrics[words.NUM_EXAMPLES] < (1 if training else 0)
