@@ -29,7 +29,7 @@ class Inspection:
     """A phase's replies after the guard.
 
     Attributes:
-        good: replies that the strategy may see, by node id.
+        good: replies that the strategy may see; messages by node id, columns as they were asked.
         failures: reason by node id, for everyone else who was asked.
         bytes_up: bytes of each good reply, by node id.
     """
@@ -42,7 +42,12 @@ class Inspection:
         """Forget the replies of nodes that turned out to be failures."""
         if not self.failures.keys() & self.bytes_up.keys():
             return
-        self.good = [r for r in self.good if r.metadata.src_node_id not in self.failures]
+        nodes = [reply.metadata.src_node_id for reply in self.good]
+        keep = [place for place, node in enumerate(nodes) if node not in self.failures]
+        if isinstance(self.good, Replies):
+            self.good = self.good.select(np.array(keep, dtype=np.int64))
+        else:
+            self.good = [self.good[place] for place in keep]
         self.bytes_up = {n: size for n, size in self.bytes_up.items() if n not in self.failures}
 
 
@@ -59,8 +64,11 @@ class ReplyGuard:
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
         """Sort the replies to `sent` into good ones and failures; order does not matter."""
-        columns = isinstance(replies, Replies) and replies.requests is sent
-        if columns and len(set(replies.nodes)) == len(replies):
+        if (
+            isinstance(replies, Replies)
+            and replies.requests is sent
+            and len(set(replies.nodes)) == len(replies)
+        ):
             return self._inspect_columns(replies)
         result, good = Inspection(), list[Message]()
         asked = {message.metadata.dst_node_id: message for message in sent}
