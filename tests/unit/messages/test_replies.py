@@ -285,7 +285,9 @@ def test_the_weighted_sum_is_that_of_a_loop(parts: list[Rows]) -> None:
     weight_C = np.random.default_rng(1).dirichlet(np.ones(6))
     mean = replies_of(said, parts).mean(weight_C)
     for name in ("w", "b"):
-        expected = sum(weight * own[name] for weight, own in zip(weight_C, said.arrays, strict=True))
+        expected = sum(
+            weight * own[name] for weight, own in zip(weight_C, said.arrays, strict=True)
+        )
         np.testing.assert_allclose(mean[name].numpy(), expected, rtol=1e-5)
         assert mean[name].numpy().dtype == said.arrays[0][name].dtype
     np.testing.assert_array_equal(mean["steps"].numpy(), said.arrays[0]["steps"])
