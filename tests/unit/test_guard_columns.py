@@ -324,7 +324,7 @@ def test_any_mixture_of_replies_gets_the_same_verdicts(data: st.DataObject) -> N
     inspect_both(case)
 
 
-# ------------------------------------------------------------------------------ what columns are for
+# ----------------------------------------------------------------------------- what columns are for
 
 
 def test_good_columns_stay_columns_without_the_bad_ones() -> None:

@@ -116,7 +116,7 @@ def table(clients: Sequence[int], value: float = 0.0) -> Parameters:
 
 @pytest.fixture(params=[0, 1], ids=["stacked", "contexts"])
 def states(request: pytest.FixtureRequest) -> States:
-    return kinds()[request.param]
+    return kinds()[int(request.param)]
 
 
 def weights(found: Parameters | None) -> list[float]:

@@ -111,7 +111,7 @@ def test_arrays_are_shared_and_other_records_are_each_messages_own() -> None:
     del sent[0].content["arrays"]
     for place in range(1, len(NODES)):
         assert_same(sent[place], ordinary(place, [guidance(1.0)] * len(NODES)))
-    assert (given["config"], told["own"]) == ({"mu": 0.5}, {"number": 1.0})
+    assert config_of(given)["mu"] == 0.5 and told == guidance(1.0)
 
 
 def test_personal_records_are_for_every_node_or_for_none() -> None:
@@ -129,7 +129,7 @@ def test_what_was_changed_is_what_is_sent() -> None:
     assert all(told[place] == ordinary(place).content for place in (0, 2, 4))
 
 
-def config_of(content: RecordDict) -> ConfigRecord:
+def config_of(content: Mapping[str, Any]) -> ConfigRecord:
     return cast(ConfigRecord, content["config"])
 
 
