@@ -29,7 +29,7 @@ class Inspection:
     """A phase's replies after the guard.
 
     Attributes:
-        good: replies that the strategy may see, by node id.
+        good: replies that the strategy may see; messages by node id, columns as they were asked.
         failures: reason by node id, for everyone else who was asked.
         bytes_up: bytes of each good reply, by node id.
     """
@@ -42,7 +42,12 @@ class Inspection:
         """Forget the replies of nodes that turned out to be failures."""
         if not self.failures.keys() & self.bytes_up.keys():
             return
-        self.good = [r for r in self.good if r.metadata.src_node_id not in self.failures]
+        nodes = [reply.metadata.src_node_id for reply in self.good]
+        keep = [place for place, node in enumerate(nodes) if node not in self.failures]
+        if isinstance(self.good, Replies):
+            self.good = self.good.select(np.array(keep, dtype=np.int64))
+        else:
+            self.good = [self.good[place] for place in keep]
         self.bytes_up = {n: size for n, size in self.bytes_up.items() if n not in self.failures}
 
 
@@ -50,16 +55,22 @@ class ReplyGuard:
     """Checks keys, shapes, dtypes, finiteness, counts and bytes of replies.
 
     A strategy may add a check of its own: a method `check_reply(message)` that raises
-    `ValueError`.
+    `ValueError`. Where replies are stacked, a method `doubtful_replies(part, nodes)` spares the
+    messages: it returns which of them, (P,), `check_reply` is to look at; the others are good.
     """
 
     def __init__(self, config: RuntimeBase, strategy: Strategy | None = None) -> None:
         self.config = config
         self._own_check = getattr(strategy, "check_reply", None)
+        self._doubts = getattr(strategy, "doubtful_replies", None)
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
         """Sort the replies to `sent` into good ones and failures; order does not matter."""
-        if isinstance(replies, Replies) and replies.requests is sent:
+        if (
+            isinstance(replies, Replies)
+            and replies.requests is sent
+            and len(set(replies.nodes)) == len(replies)
+        ):
             return self._inspect_columns(replies)
         result, good = Inspection(), list[Message]()
         asked = {message.metadata.dst_node_id: message for message in sent}
@@ -91,13 +102,13 @@ class ReplyGuard:
         """The same verdicts; a message is made only of a reply that may be bad."""
         expected, nodes, result = _Expected(), replies.nodes, Inspection()
         sizes = np.zeros(len(replies), dtype=np.int64)
-        # A check of the strategy's own wants to see every message.
-        doubtful = np.full(len(replies), self._own_check is not None)
+        doubtful = np.full(len(replies), False)
         doubtful[list(replies.plain)] = True
         for part in replies.parts:
             sizes[part.rows] = part.bytes_per_reply
             request = replies.requests[int(part.rows[0])]
-            doubtful[part.rows] |= self._doubtful(part, request, expected)
+            own = [nodes[row] for row in part.rows.tolist()]
+            doubtful[part.rows] |= self._doubtful(part, own, request, expected)
         good = np.full(len(replies), True)
         for row in np.flatnonzero(doubtful).tolist():
             try:
@@ -111,23 +122,29 @@ class ReplyGuard:
             for node, size, passed in zip(nodes, sizes.tolist(), good.tolist(), strict=True)
             if passed
         }
-        if len({_part_kind(part) for part in replies.parts}) > 1:
+        loose = good[list(replies.plain)].any()
+        if loose or len({_part_kind(part) for part in replies.parts}) > 1:
             _refuse_odd_contents(result)
             result.drop_failures()
         return result
 
-    def _doubtful(self, part: Part, request: Message, expected: "_Expected") -> NDArray[np.bool_]:
+    def _doubtful(
+        self, part: Part, nodes: Sequence[int], request: Message, expected: "_Expected"
+    ) -> NDArray[np.bool_]:
         """Which replies of a part, (P,), may fail `_check`; the others would pass it."""
         training = request.metadata.message_type == MessageType.TRAIN
         sent = request.content.get(words.ARRAYS) if training else None
-        asked = isinstance(sent, ArrayRecord)
+        came = words.ARRAYS in part.means or isinstance(part.records.get(words.ARRAYS), Stack)
         metrics = part.numbers(words.METRICS)
         everyone = np.full(len(part.rows), True)
         if (
             part.bytes_per_reply > self.config.max_reply_bytes
             or words.NUM_EXAMPLES not in metrics
-            or asked != (words.ARRAYS in part.records or words.ARRAYS in part.means)
+            or isinstance(sent, ArrayRecord) != came
         ):
+            return everyone
+        # A check of the strategy's own wants to see every message, unless it can read columns.
+        if training and self._own_check is not None and self._doubts is None:
             return everyone
         bad = metrics[words.NUM_EXAMPLES] < (1 if training else 0)
         for name, values in metrics.items():
@@ -143,6 +160,8 @@ class ReplyGuard:
             else:
                 for values in record.values():
                     bad = bad | ~np.isfinite(values)
+        if training and self._doubts is not None:
+            bad = bad | self._doubts(part, nodes)
         return bad
 
     def _check(self, reply: Message, request: Message, expected: "_Expected") -> int:
@@ -227,7 +246,8 @@ def _record_kind(record: object) -> str:
 
 
 def _part_kind(part: Part) -> tuple[object, ...]:
-    return tuple(part.records), tuple(part.means), tuple(part.numbers(words.METRICS))
+    records = tuple((key, isinstance(record, Stack)) for key, record in part.records.items())
+    return records, tuple(part.means), tuple(part.numbers(words.METRICS))
 
 
 class _Expected:

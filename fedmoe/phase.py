@@ -57,9 +57,14 @@ class Phase:
 
 def message_sizes(sent: Sequence[Message]) -> dict[int, int]:
     """Bytes sent to each node; arrays that many share are measured once."""
-    if isinstance(sent, Broadcast) and sent.personal is None:
-        return dict.fromkeys(sent.nodes, sum(map(record_bytes, sent.records.values())))
     known: dict[int, int] = {}
+    if isinstance(sent, Broadcast) and not sent.has_made:
+        everybody = sum(map(record_bytes, sent.records.values()))
+        for own in sent.personal or ():
+            if id(own) not in known:
+                known[id(own)] = sum(map(record_bytes, own.values()))
+        personal = [known[id(own)] for own in sent.personal or ()] or [0] * len(sent)
+        return {n: everybody + size for n, size in zip(sent.nodes, personal, strict=True)}
     sizes = {}
     for message in sent:
         total = 0

@@ -67,7 +67,10 @@ class StackedStates:
         ]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All arrays, for a checkpoint: `key/name`, and whose rows they are."""
+        """All arrays, for a checkpoint: `key/name`, and whose rows they are.
+
+        They are views, which the next write may change.
+        """
         return saved_state(self.everything())
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:

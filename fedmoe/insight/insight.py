@@ -88,7 +88,35 @@ class Insight:
             )
 
 
+def implausible(
+    numbers: Mapping[str, NDArray[Any]], payload: Mapping[str, NDArray[Any]], task: Task
+) -> NDArray[np.bool_]:
+    """Which of many insights `check` may refuse, (C,); the others it would accept.
+
+    Args:
+        numbers: each of `SCALARS`, (C,).
+        payload: arrays with C in front.
+        task: fixes their shapes.
+    """
+    bad = np.full(len(numbers["client_id"]), False)
+    for name in SCALARS:
+        bad |= ~(np.abs(numbers[name]) <= MAX_MAGNITUDE)  # NaN compares with nothing
+    for name in _NON_NEGATIVE:
+        bad |= numbers[name] < 0
+    shapes = payload_shapes(task)
+    for name, array in payload.items():
+        if array.shape[1:] != shapes.get(name):
+            return np.full(len(bad), True)
+        flat = array.reshape(len(bad), -1)
+        bad |= ~((flat.max(axis=1) <= MAX_MAGNITUDE) & (flat.min(axis=1) >= -MAX_MAGNITUDE))
+    counts = payload.get("prototype_count")
+    if counts is not None:
+        bad |= (counts < 0).any(axis=1) | (counts.sum(axis=1) > numbers["num_examples"])
+    return bad
+
+
 SCALARS = tuple(f.name for f in fields(Insight) if f.name != "payload")
+WHOLE = ("client_id", "round", "num_examples", "epochs_trained")  # the others are real numbers
 _NON_NEGATIVE = (
     "client_id", "round", "num_examples", "epochs_trained", "mean_grad", "std_grad",
     "uncertainty", "volatility",
@@ -120,8 +148,7 @@ def from_fields(scalars: Mapping[str, Any], payload: Mapping[str, NDArray[Any]])
     for name, value in scalars.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"insight {name}={value!r}: must be a number")
-    whole = ("client_id", "round", "num_examples", "epochs_trained")
-    for name in whole:
+    for name in WHOLE:
         if scalars[name] != int(scalars[name]):
             raise ValueError(f"insight {name}={scalars[name]}: must be a whole number")
     return Insight(**{k: scalars[k] for k in SCALARS}, payload=dict(payload))

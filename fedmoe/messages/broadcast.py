@@ -6,6 +6,7 @@ once; to Flower's grids and to anyone who indexes it, it is a list of ordinary m
 Letters: C nodes that are sent to.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
@@ -31,6 +32,10 @@ class Broadcast(Sequence[Message]):
         personal: what each node is sent besides, in the order of `nodes`; `None` for nothing.
         mergeable: whether the sender is content with the mean of the arrays that come back,
             weighted by number of examples.
+
+    Raises:
+        ValueError: a node is asked more than once, or there are not as many sets of personal
+            records as nodes.
     """
 
     def __init__(
@@ -44,6 +49,9 @@ class Broadcast(Sequence[Message]):
     ) -> None:
         if personal is not None and len(personal) != len(nodes):
             raise ValueError(f"{len(personal)} sets of personal records for {len(nodes)} nodes")
+        if len(set(nodes)) < len(nodes):
+            node = next(node for node, count in Counter(nodes).items() if count > 1)
+            raise ValueError(f"node {node} is asked more than once")
         self.nodes, self.kind, self.records = nodes, kind, dict(records)
         self.personal, self.mergeable = personal, mergeable
         self._made: dict[int, Message] = {}
@@ -87,8 +95,10 @@ class Broadcast(Sequence[Message]):
         return taken
 
     def _content(self, place: int) -> RecordDict:
-        own = {k: r if isinstance(r, ArrayRecord) else r.copy() for k, r in self.records.items()}
-        return unchecked_records(own | dict(self.personal[place] if self.personal else {}))
+        records = self.records | dict(self.personal[place] if self.personal else {})
+        return unchecked_records(
+            {k: r if isinstance(r, ArrayRecord) else r.copy() for k, r in records.items()}
+        )
 
     def distinct(self) -> list[Distinct]:
         """Each content that is sent, its message type, and the (n,) places it is sent to.

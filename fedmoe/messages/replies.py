@@ -207,16 +207,18 @@ class Replies(Sequence[Message]):
 
         Of a part whose mean alone has come, the clients' weights among themselves are their
         numbers of examples.
+
+        Raises:
+            ValueError: the mean of some clients has come, and the arrays of others.
         """
         merged = [part for part in self.parts if key in part.means]
         if not merged:
             return weighted_sum(self.arrays(key), weight_C)
-        total: dict[str, Tensor] = {}
-        for part in merged:
-            share = float(weight_C[part.rows].sum())
-            for name, value in part.means[key].items():
-                total[name] = total.get(name, 0) + share * value
-        return total
+        if len(merged) < len(self.parts) or self.plain:
+            raise ValueError(f"only the mean of some clients' {key} has come")
+        means = [part.means[key] for part in merged]
+        share_P = np.array([weight_C[part.rows].sum() for part in merged])
+        return weighted_sum({n: torch.stack([m[n] for m in means]) for n in means[0]}, share_P)
 
     def _in_order(self, part: Part) -> bool:
         return len(part.rows) == len(self) and bool((part.rows[1:] > part.rows[:-1]).all())

@@ -8,8 +8,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe.insight import Guidance, Insight
-from fedmoe.insight.insight import SCHEMA_VERSION, from_fields
-from fedmoe.messages.arrays import Numbers, to_record
+from fedmoe.insight.insight import SCALARS, SCHEMA_VERSION, WHOLE, from_fields
+from fedmoe.messages.arrays import Numbers, Records, Stack, to_record
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -48,6 +48,22 @@ def get_insight(content: RecordDict) -> Insight:
     if version != SCHEMA_VERSION:
         raise ValueError(f"insight schema version {version} is unknown, expected {SCHEMA_VERSION}")
     return from_fields(scalars, {name: array.numpy() for name, array in payload.items()})
+
+
+def get_insights(records: Records) -> Numbers | None:
+    """The numbers of stacked insights, (P,) by name of the field.
+
+    Returns:
+        `None` if they are not as `get_insight` would have them.
+    """
+    record = records.get(INSIGHT)
+    if record is None or isinstance(record, Stack):
+        return None
+    numbers = dict(record)
+    version = numbers.pop(_VERSION, np.zeros(1))
+    if (version != SCHEMA_VERSION).any() or numbers.keys() != set(SCALARS):
+        return None
+    return numbers if all(numbers[name].dtype.kind == "i" for name in WHOLE) else None
 
 
 def guidance_record(guidance: Guidance) -> ArrayRecord | None:

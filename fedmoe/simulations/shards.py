@@ -78,7 +78,8 @@ def merged(messages: Broadcast, replies: Replies, experiment: Experiment) -> Rep
             kept = np.flatnonzero(np.isin(part.rows, good))
             if len(kept):
                 whole = part if len(kept) == len(part.rows) else part.take(kept, part.rows[kept])
-                parts.append(_merged_part(whole))
+                # Without weights to merge it stays, and the sender sees that it differs.
+                parts.append(_merged_part(whole) if words.ARRAYS in whole.records else whole)
     return Replies(messages, parts, plain)
 
 

@@ -27,6 +27,8 @@ from fedmoe.models import Parameters
 
 # Flower's defaults ask for two nodes; a federation of one is a fair control.
 ONE_IS_ENOUGH = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+# Methods that want each client's weights, and not only their mean by number of examples.
+_NEEDS_EACH = {"merge", "weights", "aggregate_train", "check_reply"}
 
 
 class StackedFedAvg(FedAvg):
@@ -40,8 +42,8 @@ class StackedFedAvg(FedAvg):
         has_global_model: whether weights travel; evaluation then sends them along.
         mergeable: whether the mean of the clients' weights by number of examples is all that
             `merge` needs. Grids may then average where the clients are, so that traffic and
-            memory do not grow with their number. A subclass that merges in its own way is not
-            mergeable unless it says so.
+            memory do not grow with their number. A subclass that merges or weighs in its own
+            way, or looks at each reply (`check_reply`), is not mergeable unless it says so.
     """
 
     has_global_model = True
@@ -49,9 +51,13 @@ class StackedFedAvg(FedAvg):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        own = vars(cls)
-        if "mergeable" not in own and ("merge" in own or "aggregate_train" in own):
-            cls.mergeable = False
+        for base in cls.__mro__:  # who comes first has its say; mixins and Flower's count too
+            own = vars(base)
+            if "mergeable" in own:
+                break
+            if own.keys() & _NEEDS_EACH:
+                cls.mergeable = False
+                break
 
     def __init__(self, *, seed: int = 0, **options: Any) -> None:
         super().__init__(**{**ONE_IS_ENOUGH, **options})

@@ -14,6 +14,8 @@ from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 class FedAdam(flower.FedAdam, StackedFedAvg):
     """Adam at the server, on the average of the clients' changes."""
 
+    mergeable = True
+
     def __init__(self, *, seed: int, **options: Any) -> None:
         super().__init__(**{**ONE_IS_ENOUGH, **options})
         self.seed = seed  # not among the arguments that Flower's class hands on

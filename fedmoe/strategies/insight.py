@@ -22,8 +22,10 @@ from typing_extensions import override
 
 from fedmoe.data.federation import Task
 from fedmoe.insight import Insight, Memory, MetaLearner
+from fedmoe.insight.insight import implausible
 from fedmoe.messages import words
-from fedmoe.messages.replies import Replies
+from fedmoe.messages.arrays import Stack
+from fedmoe.messages.replies import Part, Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.schema import InsightConfig
 from fedmoe.strategies.local import Local
@@ -101,11 +103,42 @@ class InsightExchange(Local):
         node = reply.metadata.src_node_id
         if insight.round != self._round:
             raise ValueError(f"insight of round {insight.round} in round {self._round}")
+        if not self._accept(node, insight):
+            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
+
+    def _accept(self, node: int, insight: Insight) -> bool:
+        """Take a node's insight, unless it speaks for another's client."""
         owner = self._node_of.setdefault(insight.client_id, node)
         if owner != node or self.client_of.get(node, insight.client_id) != insight.client_id:
-            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
+            return False
         self.client_of[node] = insight.client_id
         self._accepted[node] = insight
+        return True
+
+    def doubtful_replies(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
+        """Accept the insights of stacked replies, but for those that `check_reply` is to judge.
+
+        Args:
+            part: the replies, P of them.
+            nodes: whose they are.
+
+        Returns:
+            (P,) which are left to `check_reply`.
+        """
+        numbers, payload = words.get_insights(part.records), part.records.get(words.PAYLOAD)
+        if numbers is None or words.ARRAYS in part.records or not isinstance(payload, Stack | None):
+            return np.full(len(nodes), True)
+        arrays = {n: t.cpu().numpy() for n, t in payload.tensors.items()} if payload else {}
+        doubtful = implausible(numbers, arrays, self.task)
+        doubtful |= numbers["round"] != self._round
+        fields = {name: column.tolist() for name, column in numbers.items()}
+        for place in np.flatnonzero(~doubtful).tolist():
+            insight = Insight(
+                **{name: column[place] for name, column in fields.items()},
+                payload={name: array[place] for name, array in arrays.items()},
+            )
+            doubtful[place] = not self._accept(nodes[place], insight)
+        return doubtful
 
     @override
     def aggregate_train(
@@ -113,7 +146,14 @@ class InsightExchange(Local):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the MetaLearner observe the round's insights."""
         came = Replies.of(replies)
-        good = came.select(np.flatnonzero([self._is_good(reply) for reply in came]))
+        good = came.select(
+            np.flatnonzero(
+                [
+                    node in self._accepted or self._is_good(came[row])
+                    for row, node in enumerate(came.nodes)
+                ]
+            )
+        )
         accepted = [self._accepted[node] for node in good.nodes]
         self.new_insights = sorted(accepted, key=lambda one: one.client_id)
         self.findings = self.meta_learner.observe(server_round, self.new_insights)
@@ -121,10 +161,6 @@ class InsightExchange(Local):
 
     def _is_good(self, reply: Message) -> bool:
         """Whether a reply may be learned from; also holds where no guard stands before us."""
-        if reply.has_error():
-            return False
-        if reply.metadata.src_node_id in self._accepted:
-            return True
         try:
             self.check_reply(reply)
         except ValueError as error:

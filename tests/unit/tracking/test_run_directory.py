@@ -2,12 +2,15 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedmoe.errors import RunError
-from fedmoe.tracking.files import to_json, write_atomic
+from fedmoe.tracking.files import lines_of, to_json, write_atomic
 from fedmoe.tracking.run_directory import RunDirectory
 
 
@@ -158,3 +161,80 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(
 def test_to_json_is_one_line_unless_indented() -> None:
     assert to_json({"a": [1, "x\ny"]}) == '{"a": [1, "x\\ny"]}'
     assert to_json({"a": 1}, indent=2) == '{\n  "a": 1\n}'
+
+
+# ---------------------------------------------------------------------------------------- columns
+
+AWKWARD: dict[str, list[Any]] = {
+    "numbers": [1, -2.5, 10**30, 1e-320, -0.0, 0.1 + 0.2],
+    "whole": [0, 1, -1, 2**63, 5, 6],
+    "some missing": [None, 1.5, None, 2, None, -3],
+    "nothing": [None] * 6,
+    "not finite": [1.0, float("nan"), float("inf"), float("-inf"), None, 2.0],
+    "all nan": [float("nan")] * 6,
+    "text": ['"', "a, b", "{}[]", "line\nbreak\r\u2028", "\\ é \U0001f600", "null"],
+    "flags": [True, False, True, None, False, True],
+    "flags and numbers": [True, 1, 0, False, 1.0, None],
+    "mixed": ["1, 2", 1, None, "", float("nan"), [1, float("inf")]],
+    "scalars of NumPy": [np.float64(1.5), np.float32("nan"), np.int64(3), np.bool_(True), 1, None],
+    "nested": [[1, 2], {"a": ", "}, [], {}, [[None]], ["x, y"]],
+    'a "key", {odd}\n': [1, 2, 3, 4, 5, 6],
+}
+
+
+def line_by_line(columns: dict[str, list[Any]]) -> list[str]:
+    """The oracle: each line encoded by itself."""
+    return [
+        to_json(dict(zip(columns, line, strict=True)))
+        for line in zip(*columns.values(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_columns_are_the_lines_that_json_writes(name: str) -> None:
+    alone = {name: AWKWARD[name]}
+    assert lines_of(alone) == line_by_line(alone)
+    for length in (0, 1):
+        short = {name: AWKWARD[name][:length]}
+        assert lines_of(short) == line_by_line(short)
+    two = {"round": [7] * 6, **alone, "status": ["ok"] * 6}
+    assert lines_of(two) == line_by_line(two)
+    assert [json.loads(line)["round"] for line in lines_of(two)] == [7] * 6
+
+
+def test_all_kinds_of_columns_side_by_side() -> None:
+    assert lines_of(AWKWARD) == line_by_line(AWKWARD)
+    assert lines_of({}) == lines_of({"a": [], "b": []}) == []
+    assert lines_of({"a": (1, 2)}) == ['{"a": 1}', '{"a": 2}']
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(alphabet='a",: {}[]\n\\é')
+)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 5), st.data())
+def test_any_columns_are_the_lines_that_json_writes(length: int, data: st.DataObject) -> None:
+    of_one_kind = st.sampled_from([st.integers(), st.floats(), VALUES, st.none()])
+    columns = {
+        name: data.draw(st.lists(data.draw(of_one_kind), min_size=length, max_size=length))
+        for name in data.draw(st.lists(st.text(max_size=3), min_size=1, max_size=4, unique=True))
+    }
+    assert lines_of(columns) == line_by_line(columns)
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        lines_of({"a": [1, 2], "b": [1]})
+
+
+def test_columns_are_appended_as_lines(tmp_path: Path) -> None:
+    with RunDirectory.claim(tmp_path) as run:
+        run.append("a.jsonl", {"round": 1})
+        run.append_columns("a.jsonl", {"round": [2, 2], "loss": [0.5, float("nan")]})
+        run.append_columns("a.jsonl", {"round": [], "loss": []})
+        with pytest.raises(TypeError, match="cannot write a set"):
+            run.append_columns("a.jsonl", {"round": [3, 3], "loss": [1.0, {1}]})
+        text = (tmp_path / "a.jsonl").read_text()
+    assert text == ('{"round": 1}\n{"round": 2, "loss": 0.5}\n{"round": 2, "loss": null}\n')
