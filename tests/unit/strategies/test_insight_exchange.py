@@ -1,6 +1,6 @@
 """Insight exchange: what travels, byte by byte; what is refused; and that it helps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
 from fedmoe.clients import answer, load_experiment
 from fedmoe.config import load_config, to_json
-from fedmoe.messages.arrays import plain, to_record
+from fedmoe.guard import ReplyGuard
+from fedmoe.messages.arrays import Stack, plain, to_record
+from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.replies import Part, Replies
 from fedmoe.messages.seams import wire_bytes, with_content
 from fedmoe.rounds import RoundLoop
 from fedmoe.schema import ExperimentConfig
@@ -197,3 +200,73 @@ def test_without_policies_insight_is_local(tmp_path: Path) -> None:
         [*words, "strategy=insight", "meta_learner=none"], tmp_path / "mute", "accuracy"
     )
     assert mute == local
+
+
+Columns = Callable[[Part], None]
+
+
+def number(name: str, value: float, row: int = 2) -> Columns:
+    def spoil(part: Part) -> None:
+        column = part.numbers("insight")[name]
+        part.records["insight"][name] = column.astype(type(value))  # type: ignore[index]
+        part.numbers("insight")[name][row] = value
+
+    return spoil
+
+
+def payload(name: str, value: float, row: int = 2) -> Columns:
+    def spoil(part: Part) -> None:
+        stack = part.records["payload"]
+        assert isinstance(stack, Stack)
+        stack.tensors[name].flatten(1)[row, -1] = value
+
+    return spoil
+
+
+def drop(key: str, name: str) -> Columns:
+    def spoil(part: Part) -> None:
+        record = part.records[key]
+        del (record.tensors if isinstance(record, Stack) else record)[name]
+
+    return spoil
+
+
+SPOILT: list[Any] = [
+    pytest.param(lambda part: None, 0, id="honest"),
+    pytest.param(number("round", 7), 1, id="stale"),
+    pytest.param(number("client_id", 1), 1, id="another's client"),
+    pytest.param(number("client_id", -1), 1, id="no client"),
+    pytest.param(number("num_examples", -3), 1, id="negative"),
+    pytest.param(number("final_loss", float("nan")), 1, id="nan"),
+    pytest.param(number("final_loss", float("-inf")), 1, id="inf"),
+    pytest.param(number("final_loss", -2e12), 1, id="absurd"),
+    pytest.param(number("uncertainty", -0.5), 1, id="negative uncertainty"),
+    pytest.param(number("num_examples", 2.5), 1, id="half an example"),
+    pytest.param(number("schema_version", 2), 1, id="version"),
+    pytest.param(drop("insight", "mean_grad"), 5, id="field missing"),
+    pytest.param(payload("statistics_xx", float("nan")), 1, id="payload nan"),
+    pytest.param(payload("statistics_xy", 2e12), 1, id="payload absurd"),
+    pytest.param(payload("statistics_yy", -2e12), 1, id="payload absurdly negative"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "refused"), SPOILT)
+def test_columns_are_judged_as_messages_are(spoil: Columns, refused: int) -> None:
+    config = load_config([*RELATED, "rounds=1", *QUIET])
+    experiment = load_experiment(to_json(config))
+    results = []
+    for as_columns in (True, False):
+        grid, strategy = InProcessGrid(experiment), build_strategy(config, experiment.data.task)
+        assert isinstance(strategy, InsightExchange)
+        sent = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+        assert isinstance(sent, Broadcast)
+        replies = grid.send_and_receive(sent)
+        assert isinstance(replies, Replies)
+        spoil(replies.parts[0])
+        guard = ReplyGuard(config.runtime, strategy)
+        found = guard.inspect(sent, replies if as_columns else list(replies))
+        strategy.aggregate_train(1, found.good)
+        told = [(one.scalars(), sorted(one.payload)) for one in strategy.new_insights]
+        results.append((found.failures, found.bytes_up, told, strategy.client_of))
+    assert results[0] == results[1]
+    assert len(results[0][0]) == refused
