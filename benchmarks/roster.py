@@ -41,15 +41,19 @@ def is_peer(side: str) -> bool:
     return side in ABROAD
 
 
-def prepare(sides: Sequence[str]) -> None:
+def prepare(sides: Sequence[str]) -> dict[str, str]:
     """Make the environments that the sides need.
 
-    Raises:
-        RuntimeError: one could not be made.
+    Returns:
+        The sides whose environment could not be made, and why.
     """
-    for side in sides:
-        if is_peer(side):
+    refused = {}
+    for side in filter(is_peer, sides):
+        try:
             environment(_peer(side))
+        except RuntimeError as error:
+            refused[side] = str(error)
+    return refused
 
 
 def command(side: str, work: Path) -> Command:

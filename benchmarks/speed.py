@@ -26,18 +26,17 @@ from benchmarks.cases import CLIENTS, DATA, MODELS, Case, write_work
 from benchmarks.harness import Child, RefusedError, take_turns
 from benchmarks.plot import draw
 from benchmarks.results import Measurement, machine, save
-from benchmarks.tables import speed_tables
+from benchmarks.tables import speed_tables, wide_console
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
     options = read_options(words)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     sides: list[str] = options.sides or roster.default(options.peers)
-    roster.prepare(sides)
+    refused = roster.prepare(sides)
     options.out.mkdir(parents=True, exist_ok=True)
     measured: list[Measurement] = []
-    refused: dict[str, str] = {}
     for place in product(options.data, options.models, options.sampled):
         case = Case(*place)
         able = [side for side in sides if side not in refused]

@@ -17,11 +17,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
-from rich.console import Console
-
 from benchmarks.harness import environment
 from benchmarks.results import machine
-from benchmarks.tables import Sheet, significant
+from benchmarks.tables import Sheet, significant, wide_console
 
 IMPORTS = [sys.executable, "-c", "import torch, flwr.serverapp, hydra"]
 RUN = [sys.executable, "-m", "fedmoe.simulate", "+experiment=scarcity"]
@@ -38,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
             lambda number: seconds_of([*RUN, f"hydra.run.dir={folder}/{number}"]),
             repeats,
         )
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(machine())
     console.print(as_sheet(pairs).as_rich())
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CLIENTS
@@ -29,7 +30,7 @@ class Sheet:
         """For the console."""
         table = Table(title=self.title, title_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", no_wrap=not number)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -38,6 +39,12 @@ class Sheet:
         """For a document."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return f"\n{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def wide_console() -> Console:
+    """A console on which the tables fit, also where it is a file and has no width of its own."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
 
 
 def speed_tables(measured: Sequence[Measurement]) -> list[Sheet]:
@@ -114,5 +121,5 @@ def _sides(measured: Sequence[Measurement]) -> list[str]:
 
 
 def significant(value: float) -> str:
-    """Two decimals below ten, one below a hundred, none above."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    """Three decimals below one, two below ten, one below a hundred, none above."""
+    return f"{value:.{sum(value < limit for limit in (1, 10, 100))}f}"

@@ -8,10 +8,12 @@ import numpy as np
 from benchmarks.ceiling import Ceiling
 from benchmarks.child import Parent, play
 from benchmarks.plain import Work
+from fedmoe.training.process import prepare_process
 
 
 def main() -> None:
-    """Play rounds."""
+    """Play rounds, with the settings of the process that ours has."""
+    prepare_process(num_threads=1)
     parent, work = Parent(), Work(Path(sys.argv[1]))
     ceiling = Ceiling(
         work.model, work.x_ND, work.y_N, work.rows,

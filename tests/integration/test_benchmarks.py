@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import scale
 from benchmarks.harness import ROOT
 
 
@@ -26,3 +29,21 @@ def test_sides_are_measured_from_the_command_line(tmp_path: Path) -> None:
         assert one["peak_mb"] > 50
     assert (tmp_path / "speed.png").exists()
     assert (tmp_path / "speed.md").exists()
+
+
+def test_a_federation_is_timed_and_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "PARTS", {"tiny": scale.Part(scale.HELD, "linear", [(6, 3)])})
+    (size,) = scale.measure(["tiny"], rounds=2)
+    assert (size.part, size.clients, size.sampled, len(size.seconds)) == ("tiny", 6, 3, 2)
+    assert size.peak_mb > 50
+
+
+def test_a_whole_run_is_timed_and_weighed() -> None:
+    sheet = scale.whole_run(["+experiment=scarcity", "rounds=2", "tracking.plots=false"])
+    assert sheet.columns == ["", "2 rounds"]
+    assert float(sheet.rows[0][1]) > 50  # MiB
+
+
+def test_a_run_that_fails_is_reported_with_what_it_said() -> None:
+    with pytest.raises(RuntimeError, match="no such key"):
+        scale.whole_run(["modle=mlp"])

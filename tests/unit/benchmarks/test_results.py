@@ -49,7 +49,7 @@ def test_a_table_without_ours_has_no_ratios() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.123, "0.12"), (9.876, "9.88"), (12.34, "12.3"), (1234.5, "1234")]
+    ("value", "text"), [(0.0456, "0.046"), (9.876, "9.88"), (12.34, "12.3"), (1234.5, "1234")]
 )
 def test_three_significant_digits(value: float, text: str) -> None:
     assert significant(value) == text
@@ -137,3 +137,15 @@ class Later[T]:
     first = names["first"]
     assert callable(first)
     assert first([3, 4]) == 3
+
+
+def test_a_peer_whose_environment_cannot_be_made_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def environment(peer: str) -> Path:
+        if peer == "pfl":
+            raise RuntimeError("no such release")
+        return Path("python")
+
+    monkeypatch.setattr(roster, "environment", environment)
+    assert roster.prepare(["ours", "fluke", "pfl"]) == {"pfl": "no such release"}
