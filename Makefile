@@ -10,7 +10,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check setup benchmark clean
+.PHONY: demo test check setup benchmark benchmark-peers clean
 
 demo: $(STAMP)
 	$(BIN)/python -m fedmoe.simulate +experiment=insight
@@ -26,6 +26,12 @@ check: $(STAMP)
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/scale.py
+
+# With blazefl, pfl and fluke, each in an environment of its own (some GB, made once).
+benchmark-peers: $(STAMP)
+	$(BIN)/python benchmarks/speed.py --peers
 
 setup: $(STAMP)
 
@@ -36,4 +42,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.venvs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
