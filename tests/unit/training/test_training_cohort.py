@@ -1,7 +1,6 @@
 # Training of a cohort against training of each client alone; see training_oracle.py.
 from dataclasses import replace
 from typing import Any, get_args
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from training_oracle import MODELS, OUT, D, Dropping, Kind, Setup, make_config
 
 from fedmoe.models import Parameters
-from fedmoe.training.batches import Schedule, make_schedule
 from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.pool import Pool
 
@@ -25,16 +23,10 @@ def close(actual: Tensor, expected: Tensor | float) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
-def schedule_in_double(**asked: Any) -> Schedule:
-    schedule = make_schedule(**asked)
-    return schedule._replace(weight_SCB=schedule.weight_SCB.double())
-
-
 def train(setup: Setup, cohort: Cohort) -> Trained:
-    with mock.patch("fedmoe.training.cohort.make_schedule", schedule_in_double):
-        return train_cohort(
-            setup.module, setup.task, setup.pool, setup.config, cohort, setup.balance_weight
-        )
+    return train_cohort(
+        setup.module, setup.task, setup.pool, setup.config, cohort, setup.balance_weight
+    )
 
 
 def assert_trained_alone(setup: Setup) -> None:
