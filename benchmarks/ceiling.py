@@ -195,7 +195,8 @@ def moe_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) 
 
 def behind_relu(gradient: Tensor, output: Tensor) -> Tensor:
     """The gradient where ReLU let its input through; masks by booleans cost 20 times as much."""
-    return torch.ops.aten.threshold_backward(gradient, output, 0)
+    masked: Tensor = torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
+    return masked
 
 
 Step = Callable[[Weights, Tensor, Tensor, Tensor, float], None]

@@ -10,6 +10,7 @@ Letters: C clients, B batch, D features, O outputs, E experts.
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fedmoe.models.base import Parameters, StackedModule
@@ -87,4 +88,6 @@ def accumulate(into: Tensor, value: Tensor, keep: float) -> None:
 
 def behind_relu(gradient: Tensor, output: Tensor) -> Tensor:
     """The gradient where ReLU let its input through, in place."""
-    return gradient.mul_(output.sign())  # masks by booleans take 20 times as long
+    # As autograd does it; `where` and masks by booleans take up to 20 times as long.
+    masked: Tensor = torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
+    return masked

@@ -24,11 +24,12 @@ from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, StackedModule
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import Schedule, hash_keys, make_schedule, steps_per_epoch
+from fedmoe.training.chunks import capacity, even_chunks
 from fedmoe.training.gradients import Found
 from fedmoe.training.optimizers import Optimizer, make_optimizer
 from fedmoe.training.pool import Pool
 from fedmoe.training.steps import Batch, Differentiate, differentiation
-from fedmoe.training.terms import Prior, Term, take, take_first, take_rows
+from fedmoe.training.terms import Prior, Term, copy_rows, take, take_first, take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,9 @@ class Cohort:
     wants_gradient_norms: bool = True
     wants_optimizer_state: bool = True
 
-    def take(self, index: Ints, device: torch.device) -> "Cohort":
-        """Copies of the chosen clients' tensors, in that order, on the device."""
-        rows = torch.from_numpy(index).to(device)
+    def take(self, index: Ints, params: Parameters) -> "Cohort":
+        """The chosen clients, in that order, on the device of the given parameters."""
+        rows = torch.from_numpy(index).to(next(iter(params.values())).device)
         state = self.optimizer_state
         most = int(self.count_C[index].max(initial=0))
         return replace(
@@ -75,7 +76,7 @@ class Cohort:
             client_C=self.client_C[index],
             rows_Cn=self.rows_Cn[index, :most],
             count_C=self.count_C[index],
-            params=take(self.params, rows),
+            params=params,
             epochs_C=self.epochs_C[index],
             lr_C=take_rows(self.lr_C, rows),
             optimizer_state=None if state is None else take(state, rows),
@@ -115,6 +116,8 @@ def train_cohort(
 ) -> Trained:
     """Train each client of the cohort on its own rows.
 
+    Clients that come ordered by falling number of steps, then of samples, are spared a copy.
+
     Args:
         model: the architecture, put into training mode; its own parameters are not used.
         task: fixes the loss.
@@ -123,24 +126,29 @@ def train_cohort(
         cohort: the clients; left as it was.
         balance_weight: weight of the router's load-balancing loss.
     """
-    model.train()
     steps_C = steps_per_epoch(cohort.count_C, config.batch_size) * cohort.epochs_C
     # By steps, so that whoever has finished drops off; by samples, so that little is padded.
     order = np.lexsort((-cohort.count_C, -steps_C))
-    chunks = [order[i : i + config.cohort_size] for i in range(0, len(order), config.cohort_size)]
+    index = torch.from_numpy(order).to(pool.device)
+    params = {name: copy_rows(value, index) for name, value in cohort.params.items()}
+    most = capacity(params, pool, config.batch_size, config.cohort_size)
     draws: AbstractContextManager[None] = nullcontext()
     if not isinstance(model, StackedModule):  # a user's module may have dropout
         draws = _seeded(cohort, pool.device)
-    parts: list[Trained] = []
+    parts: list[_Rest] = []
     with draws:
-        for chunk in chunks:
-            part = cohort.take(chunk, pool.device)
+        for chunk in even_chunks(len(order), most):
+            part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
             differentiate = differentiation(model, task, part.terms, balance_weight)
             trainer = _Trainer(differentiate, pool, make_optimizer(config), config.batch_size)
             parts.append(trainer.train(part))
     back = torch.from_numpy(order.argsort()).to(pool.device)
+    in_order = bool((np.diff(order) == 1).all())
+    if not in_order:
+        for name, value in params.items():  # one at a time: never two copies of everything
+            params[name] = value.index_select(0, back)
     columns = zip(*parts, strict=True)
-    return Trained(*(_join(column, back) for column in columns))
+    return Trained(params, *(_join(column, back) for column in columns))
 
 
 @contextmanager
@@ -156,19 +164,36 @@ def _join(values: Sequence[Any], back: Tensor) -> Any:
     """One column of all chunks end to end, then in the caller's order."""
     if isinstance(values[0], dict):
         return {name: _join([value[name] for value in values], back) for name in values[0]}
-    return (values[0] if len(values) == 1 else torch.cat(tuple(values)))[back]
+    return (values[0] if len(values) == 1 else torch.cat(tuple(values))).index_select(0, back)
+
+
+class _Rest(NamedTuple):
+    """What training leaves besides the parameters; see `Trained`."""
+
+    optimizer_state: Parameters
+    first_loss_C: Tensor
+    final_loss_C: Tensor
+    mean_grad_C: Tensor
+    std_grad_C: Tensor
 
 
 @dataclass(frozen=True)
 class _Trainer:
-    """Trains a chunk of a cohort whose clients are ordered by falling number of steps."""
+    """Trains a chunk of a cohort whose clients are ordered by falling number of steps.
+
+    Attributes:
+        differentiate: the way to the gradient of a step.
+        pool: where the rows lie.
+        optimizer: what makes a step of the gradient.
+        batch_size: samples per step.
+    """
 
     differentiate: Differentiate
     pool: Pool
     optimizer: Optimizer
     batch_size: int
 
-    def train(self, cohort: Cohort) -> Trained:
+    def train(self, cohort: Cohort) -> _Rest:
         """Train one chunk; its parameters and state are changed in place."""
         schedule = make_schedule(
             rows_Cn=cohort.rows_Cn, count_C=cohort.count_C, client_C=cohort.client_C,
@@ -199,7 +224,7 @@ class _Trainer:
             if cohort.prior is not None:
                 cohort.prior.pull(views, cohort.lr_C[:active])
         kept = state if cohort.wants_optimizer_state else {}
-        return Trained(cohort.params, kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
+        return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
 
 
 def _summarise(

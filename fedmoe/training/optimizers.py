@@ -92,9 +92,11 @@ class Adam:
             if self.weight_decay:
                 grad = grad.add(param, alpha=self.weight_decay)
             first = state[f"adam.first.{name}"].lerp_(grad, 1 - beta_1)
-            second = state[f"adam.second.{name}"].lerp_(grad * grad, 1 - beta_2)
-            denominator = second.sqrt() / per_client(root_C, param) + _ADAM_EPS
-            param.sub_(per_client(scale_C, param) * first / denominator)
+            second = state[f"adam.second.{name}"].mul_(beta_2)
+            second.addcmul_(grad, grad, value=1 - beta_2)
+            spread = second.sqrt().div_(per_client(root_C, param)).add_(_ADAM_EPS)
+            # A rate of zero makes the divisor infinite, and so the move zero.
+            param.addcdiv_(first, spread.div_(per_client(scale_C, param)), value=-1)
 
 
 def make_optimizer(config: TrainingConfig) -> Optimizer:

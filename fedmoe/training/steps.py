@@ -47,12 +47,12 @@ class Differentiate(Protocol):
 def differentiation(
     model: nn.Module, task: Task, terms: Sequence[Term], balance_weight: float
 ) -> Differentiate:
-    """The quickest way that the model and the terms allow."""
+    """The quickest way that the model and the terms allow; puts modules into training mode."""
     kernel = kernel_of(model)
     if kernel is not None and all(isinstance(term, WrittenTerm) for term in terms):
         known = cast(Sequence[WrittenTerm], terms)
         return ByHand(kernel, written_loss(task), known, balance_weight)
-    return ByAutograd(stacked_forward(model), sample_loss(task), terms, balance_weight)
+    return ByAutograd(stacked_forward(model.train()), sample_loss(task), terms, balance_weight)
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,21 @@ from fedmoe.training.losses import cross_entropy, cross_entropy_gradient
 
 
 def take(tensors: Mapping[str, Tensor], index: Tensor) -> Parameters:
-    """Copies of the chosen clients of stacked tensors, on the device of the index."""
+    """The chosen clients of stacked tensors; see `take_rows`."""
     return {name: take_rows(value, index) for name, value in tensors.items()}
 
 
 def take_rows(value: Tensor, index: Tensor) -> Tensor:
-    """A copy of the chosen rows, on the device of the index."""
-    if value.stride(0) == 0 and len(value):  # one row seen many times, as in a broadcast
-        return value[:1].to(index.device).repeat(len(index), *[1] * (value.dim() - 1))
+    """The chosen rows, on the device of the index; a view where all rows are one (a broadcast)."""
+    if len(value) and value.stride(0) == 0:
+        return value[:1].to(index.device).expand(len(index), *value.shape[1:])
     return value.index_select(0, index.to(value.device)).to(index.device)
+
+
+def copy_rows(value: Tensor, index: Tensor) -> Tensor:
+    """The same in memory of its own."""
+    rows = take_rows(value, index)
+    return rows.clone(memory_format=torch.contiguous_format) if rows.stride(0) == 0 else rows
 
 
 def take_first(tensors: Parameters, clients: int) -> Parameters:

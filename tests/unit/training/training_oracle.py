@@ -77,6 +77,7 @@ def make_config(
         reset_optimizer=True,
         cohort_size=cohort_size,
         num_threads=1,
+        device="cpu",
     )
 
 
