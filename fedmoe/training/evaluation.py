@@ -60,7 +60,7 @@ def evaluate_cohort(
     predict = _predictions(model)
     shared = next(iter(params.values())).shape[0] == 1
     order = np.argsort(-count_C, kind="stable")
-    totals_3C = torch.zeros(3, len(count_C), device=pool.device)
+    totals_3C = pool.x_ND.new_zeros(3, len(count_C))
     own = {name: value.to(pool.device) for name, value in params.items()}
     start, stacked = 0, {} if shared else own
     while start < len(order) and (most := int(count_C[order[start]])):
@@ -73,7 +73,8 @@ def evaluate_cohort(
         y_COB = predict(own if shared else take(own, index), x)
         scores_3Cn = _sample_scores(task, y_COB, target).view(3, *real_Cn.shape)
         totals_3C[:, index] = (scores_3Cn * real_Cn).sum(dim=2)
-    loss_C, correct_C, uncertainty_C = totals_3C / _at_least_one(count_C).to(pool.device)
+    size_C = torch.from_numpy(np.maximum(count_C, 1)).to(totals_3C)
+    loss_C, correct_C, uncertainty_C = totals_3C / size_C
     if task.kind == "regression":
         return Evaluation(count_C, loss_C, None, loss_C.sqrt())
     return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
@@ -101,6 +102,3 @@ def _sample_scores(task: Task, y_COB: Tensor, target: Tensor) -> Tensor:
     entropy_CB = (-(log_probs_COB.exp() * log_probs_COB).sum(dim=1) / most).clamp_max(1.0)
     return torch.stack([loss_CB, (y_COB.argmax(dim=1) == target).to(loss_CB), entropy_CB])
 
-
-def _at_least_one(count_C: Ints) -> Tensor:
-    return torch.from_numpy(np.maximum(count_C, 1)).float()

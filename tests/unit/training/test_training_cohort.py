@@ -118,6 +118,53 @@ def plain_setup(**changed: Any) -> Setup:
     return Setup(**{**given, **changed})
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_nobody_wants_is_left_out_and_changes_nothing(model: str, optimizer: str) -> None:
+    plain_sgd = make_config(batch_size=8, cohort_size=3)
+    for config in (OPTIMIZERS[optimizer], plain_sgd):
+        setup = plain_setup(model=model, config=config, with_prior=True, balance_weight=0.3)
+        whole = train(setup, setup.cohort())
+        silent = train(
+            setup,
+            replace(setup.cohort(), wants_gradient_norms=False, wants_optimizer_state=False),
+        )
+        for name, value in whole.params.items():
+            close(silent.params[name], value)
+        for column in ("first_loss_C", "final_loss_C"):
+            close(getattr(silent, column), getattr(whole, column))
+        assert silent.optimizer_state == {}
+        assert silent.mean_grad_C.isnan().all()
+        assert silent.std_grad_C.isnan().all()
+        assert not whole.mean_grad_C.isnan().any()
+
+
+def test_one_row_for_everybody_is_a_broadcast() -> None:
+    setup = plain_setup(mu=0.4, with_prior=True, balance_weight=0.3)
+    cohort = setup.cohort()
+
+    def broadcast(tensors: Parameters) -> Parameters:
+        return {name: value[:1].expand_as(value) for name, value in tensors.items()}
+
+    def copied(tensors: Parameters) -> Parameters:
+        return {name: value.contiguous() for name, value in broadcast(tensors).items()}
+
+    trained = [
+        train(
+            setup,
+            replace(
+                cohort,
+                params=alike(cohort.params),
+                terms=[replace(t, anchor=alike(t.anchor)) for t in cohort.terms],  # type: ignore
+            ),
+        )
+        for alike in (broadcast, copied)
+    ]
+    for name, value in trained[1].params.items():
+        assert torch.equal(trained[0].params[name], value)
+        assert not torch.equal(value[0], value[1])
+
+
 def test_a_client_without_epochs_keeps_its_model_and_state() -> None:
     setup = plain_setup(epochs=[1, 0, 2], going_on=True, with_prior=True)
     cohort, trained = setup.cohort(), train(setup, setup.cohort())
