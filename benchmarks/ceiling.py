@@ -141,7 +141,7 @@ def loss_gradient(y_COB: Tensor, y_C1B: Tensor, share_C1B: Tensor, rate: float) 
 
 
 def linear_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) -> None:
-    """y = W x + b."""
+    """Softmax regression: y = W x + b."""
     y = torch.baddbmm(w["bias"].unsqueeze(2), w["weight"], x.mT)
     dy = loss_gradient(y, target, share, rate)
     w["weight"].baddbmm_(dy, x)
@@ -149,7 +149,7 @@ def linear_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: floa
 
 
 def mlp_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) -> None:
-    """y = W2 relu(W1 x + b1) + b2."""
+    """Perceptron: y = W2 relu(W1 x + b1) + b2."""
     hidden = torch.baddbmm(w["biases.0"].unsqueeze(2), w["weights.0"], x.mT).relu_()
     y = torch.baddbmm(w["biases.1"].unsqueeze(2), w["weights.1"], hidden)
     dy = loss_gradient(y, target, share, rate)
@@ -161,7 +161,7 @@ def mlp_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) 
 
 
 def moe_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) -> None:
-    """y = sum_e g_e (W2_e relu(W1_e x + b1_e) + b2_e), g the renormalised top-k of a softmax."""
+    """Mixture: y = sum_e g_e (W2_e relu(W1_e x + b1_e) + b2_e), g a renormalised softmax top-k."""
     clients, batch, _ = x.shape
     experts, outputs, inner = w["expert_weight"].shape[1:]
     probs = torch.baddbmm(w["gate_bias"].unsqueeze(2), w["gate_weight"], x.mT).softmax(dim=1)

@@ -1,6 +1,7 @@
 """Mixture of experts under a softmax top-k router.
 
-Letters: C clients, B batch, D features, O outputs, E experts, H hidden width of an expert.
+Letters: C clients, B batch, D features, O outputs, E experts, H hidden width of an expert,
+J = E H.
 
 The experts' first layers are one wide affine map, and the gate-weighted sum of their second
 layers is another (sum_e g_e W_e h_e = [W_1 .. W_E] [g_1 h_1 .. g_E h_E]): two batched matrix
@@ -68,10 +69,10 @@ class MixtureOfExperts(WrittenModule):
         weight_CEOH, bias_CEO = params["expert_weight"], params["expert_bias"]
         hidden = None
         if self.hidden:
-            hidden = torch.baddbmm(
-                params["hidden_bias"].flatten(1).unsqueeze(2),
-                params["hidden_weight"].flatten(1, 2), x_CBD.mT,
-            ).relu_().unflatten(1, (self.num_experts, self.hidden)).flatten(0, 1)  # fmt: skip
+            first_CJD = params["hidden_weight"].flatten(1, 2)
+            bias_CJ1 = params["hidden_bias"].flatten(1).unsqueeze(2)
+            hidden = torch.baddbmm(bias_CJ1, first_CJD, x_CBD.mT).relu_()
+            hidden = hidden.view(-1, self.hidden, hidden.shape[2])
             answers = torch.baddbmm(
                 bias_CEO.flatten(0, 1).unsqueeze(2), weight_CEOH.flatten(0, 1), hidden
             )

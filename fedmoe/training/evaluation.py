@@ -101,4 +101,3 @@ def _sample_scores(task: Task, y_COB: Tensor, target: Tensor) -> Tensor:
     most = np.log(max(y_COB.shape[1], 2))
     entropy_CB = (-(log_probs_COB.exp() * log_probs_COB).sum(dim=1) / most).clamp_max(1.0)
     return torch.stack([loss_CB, (y_COB.argmax(dim=1) == target).to(loss_CB), entropy_CB])
-

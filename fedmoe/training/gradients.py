@@ -21,9 +21,7 @@ class Gradient(Protocol):
         """By name; not to be changed, for autograd may give two parameters the same one."""
         ...
 
-    def add_to(
-        self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None
-    ) -> None:
+    def add_to(self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None) -> None:
         """`into <- keep * into + scale * gradient`; no scale is 1 for every client."""
         ...
 
@@ -38,9 +36,7 @@ class Found:
         """See `Gradient`."""
         return self.by_name
 
-    def add_to(
-        self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None
-    ) -> None:
+    def add_to(self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None) -> None:
         """See `Gradient`."""
         for name, value in into.items():
             if keep != 1.0:
@@ -56,7 +52,8 @@ class Found:
             torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1)
             for grad in self.by_name.values()
         ]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        norm_C: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return norm_C
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +78,7 @@ class Written:
         self.run.backward(self.y_grad_COB, self.probs_grad_CEB, found, 0.0)
         return found
 
-    def add_to(
-        self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None
-    ) -> None:
+    def add_to(self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None) -> None:
         """See `Gradient`."""
         y_grad, probs_grad = self.y_grad_COB, self.probs_grad_CEB
         if scale_C is not None:  # a gradient is linear in that of the outputs, which is small

@@ -104,4 +104,3 @@ def make_optimizer(config: TrainingConfig) -> Optimizer:
     if config.optimizer == "adam":
         return Adam(config.weight_decay)
     return Sgd(config.momentum, config.weight_decay)
-

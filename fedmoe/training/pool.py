@@ -22,9 +22,7 @@ class Pool:
     y_N: Tensor
 
     @classmethod
-    def of(
-        cls, x_ND: Floats, y_N: Floats | Ints, device: torch.device | None = None
-    ) -> "Pool":
+    def of(cls, x_ND: Floats, y_N: Floats | Ints, device: torch.device | None = None) -> "Pool":
         """Wrap arrays: without copying on the CPU, which is the default, else copied once."""
         device = device or torch.device("cpu")
         return cls(torch.from_numpy(x_ND).to(device), torch.from_numpy(y_N).to(device))

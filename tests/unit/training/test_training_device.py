@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_oracle import MODELS, Setup, make_config
@@ -87,7 +88,8 @@ def test_trust_is_computed_where_its_samples_lie() -> None:
 
 
 def test_a_pool_knows_its_device() -> None:
-    pool = Pool.of(*(t.numpy() for t in (torch.zeros(3, 2), torch.zeros(3))), torch.device("meta"))
+    x_ND, y_N = np.zeros((3, 2), dtype=np.float32), np.zeros(3, dtype=np.int64)
+    pool = Pool.of(x_ND, y_N, torch.device("meta"))
     assert pool.device.type == pool.y_N.device.type == "meta"
     assert a_setup("linear", "regression", "sgd", False).pool.device.type == "cpu"
 
@@ -101,15 +103,16 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
     pool = Pool(setup.pool.x_ND.to(cuda), setup.pool.y_N.to(cuda))
     on_gpu = train(setup, pool, setup.cohort())
     on_cpu = train(setup, setup.pool, setup.cohort())
-    for one, other in zip(on_gpu, on_cpu, strict=True):
-        parts = one.items() if isinstance(one, dict) else [("", one)]
-        for name, value in parts:
-            assert value.device.type == "cuda"
-            expected = other[name] if isinstance(other, dict) else other
-            torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-4)
+    pairs = [*zip(on_gpu[2:], on_cpu[2:], strict=True)]
+    for one, other in zip(on_gpu[:2], on_cpu[:2], strict=True):
+        pairs.extend((value, other[name]) for name, value in one.items())
     for shared in (True, False):
         scores, expected = evaluate(setup, pool, shared), evaluate(setup, setup.pool, shared)
-        torch.testing.assert_close(scores.loss_C.cpu(), expected.loss_C, rtol=1e-4, atol=1e-4)
+        pairs.append((scores.loss_C, expected.loss_C))
+        pairs.append((scores.uncertainty_C, expected.uncertainty_C))
+    for value, wanted in pairs:
+        assert value.device.type == "cuda"
+        torch.testing.assert_close(value.cpu(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_auto_is_cuda_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,9 +136,7 @@ def gradients(setup: Setup) -> dict[str, Gradient]:
 @pytest.mark.parametrize("keep", [1.0, 0.9])
 @pytest.mark.parametrize("form", ["found", "written"])
 @pytest.mark.parametrize("model", WRITTEN)
-def test_gradients_are_added_with_a_scale(
-    model: str, form: str, keep: float, scaled: bool
-) -> None:
+def test_gradients_are_added_with_a_scale(model: str, form: str, keep: float, scaled: bool) -> None:
     setup = a_setup(model)
     both = gradients(setup)
     expected, into = both["found"].tensors(), {k: v.clone() for k, v in setup.anchor.items()}
