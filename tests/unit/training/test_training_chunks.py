@@ -18,6 +18,15 @@ def test_chunks_are_even_few_and_cover_everybody_once(clients: int, most: int) -
     assert all(size >= sizes[-1] > 0 for size in sizes)
 
 
+@pytest.mark.parametrize(
+    ("clients", "most", "sizes"),
+    [(100, 97, [50, 50]), (9, 4, [3, 3, 3]), (10, 4, [4, 4, 2]), (5, 5, [5]), (0, 3, [])],
+)
+def test_a_few_too_many_do_not_make_a_tiny_chunk(clients: int, most: int, sizes: list[int]) -> None:
+    chunks = even_chunks(clients, most)
+    assert [chunk.stop - chunk.start for chunk in chunks] == sizes
+
+
 def pool_of(features: int, device: str = "cpu") -> Pool:
     return Pool(torch.zeros(3, features, device=device), torch.zeros(3, device=device))
 
