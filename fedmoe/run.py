@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -33,6 +32,7 @@ from fedmoe.tracking import (
     save_checkpoint,
     versions,
 )
+from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
 LINE_FILES = ("metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl")
@@ -229,7 +229,7 @@ def conduct(run: FederationRun) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once all is written and drawn.
         FedmoeError: the run could not go on.
     """
-    torch.set_num_threads(run.config.training.num_threads)
+    prepare_process(run.config.training.num_threads)
     try:
         summary = run.run()
     except KeyboardInterrupt:
