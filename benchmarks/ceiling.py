@@ -7,8 +7,9 @@ can do where nobody sends messages, guards, records, or lets anybody change the 
 local epoch of plain SGD per round, clients ordered by size and trained in chunks that shrink to
 the clients still active, then the average weighted by samples.
 
-Layout: samples lie on the last axis (C, O, B), not the classes: softmax over a short last axis
-costs ten times as much on a CPU, and so an expert's block of a stacked product is contiguous.
+Layout: samples lie on the last axis (C, O, B), not the classes: on a CPU softmax over a last axis
+shorter than a vector register takes ten times as long, and an expert's block of a stacked product
+is contiguous only so.
 The learning rate and the samples' weights are multiplied into the gradient of the loss, so the
 last products of the backward pass add the update to the weights in place.
 

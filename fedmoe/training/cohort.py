@@ -143,12 +143,10 @@ def train_cohort(
             trainer = _Trainer(differentiate, pool, make_optimizer(config), config.batch_size)
             parts.append(trainer.train(part))
     back = torch.from_numpy(order.argsort()).to(pool.device)
-    in_order = bool((np.diff(order) == 1).all())
-    if not in_order:
+    if (np.diff(order) != 1).any():
         for name, value in params.items():  # one at a time: never two copies of everything
             params[name] = value.index_select(0, back)
-    columns = zip(*parts, strict=True)
-    return Trained(params, *(_join(column, back) for column in columns))
+    return Trained(params, *(_join(column, back) for column in zip(*parts, strict=True)))
 
 
 @contextmanager
@@ -203,7 +201,7 @@ class _Trainer:
         state = cohort.optimizer_state
         if state is None:
             state = self.optimizer.initial_state(cohort.params)
-        like = cohort.lr_C
+        like = next(iter(cohort.params.values()))
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
         width_S = schedule.samples_SC.max(axis=1, initial=0)

@@ -10,14 +10,20 @@ from torch.nn import functional
 
 from fedmoe.data.federation import Task
 
+# A softmax over fewer classes than a register holds goes one by one, unless samples lie last.
+_VECTOR = 16
+
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 WrittenLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy in nats: logits (..., O) and classes (...) to (...)."""
-    flat = functional.cross_entropy(y.flatten(0, -2), target.flatten(), reduction="none")
-    return flat.view(target.shape)
+    logits, classes = y.flatten(0, -2), target.flatten()
+    if y.shape[-1] >= _VECTOR:
+        return functional.cross_entropy(logits, classes, reduction="none").view(target.shape)
+    log_probs = logits.t().log_softmax(dim=0)
+    return -log_probs.gather(0, classes.unsqueeze(0)).view(target.shape)
 
 
 def squared_error(y: Tensor, target: Tensor) -> Tensor:

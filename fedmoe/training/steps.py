@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedmoe.data.federation import Task
 from fedmoe.models.base import Forward, Parameters, stacked_forward
 from fedmoe.models.routers import balance_gradient, balance_loss
-from fedmoe.models.written import Kernel, kernel_of
+from fedmoe.models.written import Kernel, is_written, kernel_of
 from fedmoe.training.gradients import Found, Gradient, Written
 from fedmoe.training.losses import SampleLoss, WrittenLoss, sample_loss, written_loss
 from fedmoe.training.terms import Step, Term, WrittenTerm
@@ -49,7 +49,7 @@ def differentiation(
 ) -> Differentiate:
     """The quickest way that the model and the terms allow; puts modules into training mode."""
     kernel = kernel_of(model)
-    if kernel is not None and all(isinstance(term, WrittenTerm) for term in terms):
+    if kernel is not None and all(is_written(t, "add_gradient", "__call__") for t in terms):
         known = cast(Sequence[WrittenTerm], terms)
         return ByHand(kernel, written_loss(task), known, balance_weight)
     return ByAutograd(stacked_forward(model.train()), sample_loss(task), terms, balance_weight)

@@ -8,7 +8,7 @@ Letters: C clients still active (A of all), B batch, O outputs (classes), D feat
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -76,9 +76,8 @@ class Term(Protocol):
         ...
 
 
-@runtime_checkable
 class WrittenTerm(Term, Protocol):
-    """A term that knows its gradient, where the model knows its own."""
+    """A term that knows its gradient, which serves where the model knows its own."""
 
     def add_gradient(self, kernel: Kernel, params: Mapping[str, Tensor], into: Parameters) -> None:
         """Add the gradient by the active clients' parameters to `into`."""

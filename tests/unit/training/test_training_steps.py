@@ -22,7 +22,7 @@ from fedmoe.training.losses import (
     written_loss,
 )
 from fedmoe.training.steps import Batch, ByAutograd, ByHand, differentiation
-from fedmoe.training.terms import Proximal, Rehearsal, Step, WrittenTerm, copy_rows, take, take_rows
+from fedmoe.training.terms import Proximal, Rehearsal, Step, copy_rows, take, take_rows
 
 WRITTEN = ("linear", "mlp", "moe")
 
@@ -91,14 +91,21 @@ def test_both_ways_come_to_the_same_gradient(model: str, kind: Any, terms: str) 
 
 
 def test_a_term_or_a_model_without_a_gradient_of_its_own_goes_through_autograd() -> None:
-    known, unknown = Proximal({}, 0.1), Distance({})
-    assert isinstance(known, WrittenTerm)
-    assert not isinstance(unknown, WrittenTerm)
-    for model, terms, kind in [
-        ("mlp", [known], ByHand), ("mlp", [known, unknown], ByAutograd), ("custom", [], ByAutograd),
-    ]:  # fmt: skip
+    class Doubled(Proximal):
+        """Its inherited gradient is not its own."""
+
+        def __call__(self, step: Step) -> Tensor:
+            return 2 * super().__call__(step)
+
+    known = Proximal({}, 0.1)
+    unknown: list[Any] = [Distance({}), Doubled({}, 0.1)]
+    cases: list[tuple[str, list[Any], type]] = [
+        ("mlp", [], ByHand), ("mlp", [known], ByHand), ("custom", [], ByAutograd),
+        *(("mlp", [known, term], ByAutograd) for term in unknown),
+    ]  # fmt: skip
+    for model, terms, kind in cases:
         setup = a_setup(model)
-        assert isinstance(differentiation(setup.module, setup.task, terms, 0.0), kind)  # type: ignore[arg-type]
+        assert isinstance(differentiation(setup.module, setup.task, terms, 0.0), kind)
 
 
 @pytest.mark.parametrize("model", WRITTEN)
