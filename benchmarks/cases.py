@@ -64,9 +64,10 @@ def write_work(case: Case, path: Path) -> float:
     from benchmarks.plain import Work
     from fedmoe.clients import load_experiment
     from fedmoe.config import load_config, to_json
+    from fedmoe.data import pooled
 
     experiment = load_experiment(to_json(load_config(case.words)))
-    data = experiment.data
+    data = pooled(experiment.data)
     test = data.parts["test"].order
     arrays: dict[str, NDArray[Any]] = {
         "x_ND": data.x_ND, "y_N": data.y_N,

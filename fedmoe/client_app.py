@@ -1,6 +1,5 @@
 """The Flower ClientApp, for `flwr run` and SuperNodes: one message, one client."""
 
-import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -8,6 +7,7 @@ from fedmoe.app_config import resolve
 from fedmoe.clients import answer, load_experiment
 from fedmoe.messages import words
 from fedmoe.messages.arrays import plain
+from fedmoe.training.process import prepare_process
 
 app = ClientApp()
 
@@ -15,7 +15,7 @@ app = ClientApp()
 def _answer_one(message: Message, context: Context) -> Message:
     """Answer by the same path as a simulated cohort, in records that Flower can serialise."""
     config_json = resolve(context, int(context.node_config["num-partitions"]))
-    torch.set_num_threads(load_experiment(config_json).config.training.num_threads)
+    prepare_process(load_experiment(config_json).config.training.num_threads)
     # In a context of our own: Flower fails a client whose run config has changed.
     own = Context(
         run_id=context.run_id,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -37,6 +36,7 @@ from fedmoe.tracking import (
     save_checkpoint,
     versions,
 )
+from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
 _MOST_MADE_TO_DRAW = 100
@@ -241,7 +241,7 @@ def conduct(run: FederationRun) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once all is written and drawn.
         FedmoeError: the run could not go on.
     """
-    torch.set_num_threads(run.config.training.num_threads)
+    prepare_process(run.config.training.num_threads)
     try:
         summary = run.run()
     except KeyboardInterrupt:

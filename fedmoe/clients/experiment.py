@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 from torch import nn
 
 from fedmoe.config import from_json
@@ -11,6 +12,7 @@ from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.errors import DataError
 from fedmoe.models import Parameters, build_model, parameters_of
 from fedmoe.schema import ExperimentConfig, MoeConfig
+from fedmoe.training.device import resolve_device
 from fedmoe.training.pool import Pool, Samples
 
 
@@ -37,6 +39,15 @@ class Experiment:
         return cls(config, data, model, parameters_of(model))
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where clients train and where their samples lie: `training.device`.
+
+        Raises:
+            ConfigError: CUDA is asked for, and there is none.
+        """
+        return resolve_device(self.config.training.device)
+
+    @cached_property
     def pool(self) -> Pool:
         """All clients' samples.
 
@@ -45,7 +56,7 @@ class Experiment:
         """
         if isinstance(self.data, LazyFederation):
             raise DataError(f"{self.data.name}: clients' samples are made on demand")
-        return Pool.of(self.data.x_ND, self.data.y_N)
+        return Pool.of(self.data.x_ND, self.data.y_N, self.device)
 
     def samples(self, part: Part, clients: Ints) -> Samples:
         """One part of some clients' data.
@@ -63,7 +74,7 @@ class Experiment:
         if isinstance(self.data, LazyFederation):
             data = self.data.only(clients)
             padded = data.parts[part].padded(np.arange(len(clients)))
-            return Samples(Pool.of(data.x_ND, data.y_N), *padded)
+            return Samples(Pool.of(data.x_ND, data.y_N, self.device), *padded)
         return Samples(self.pool, *self.data.parts[part].padded(clients))
 
     @property

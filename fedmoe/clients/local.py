@@ -56,7 +56,7 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
     records |= _insights(experiment, request, samples, cohort, trained)
     if request.params is None:
         states.write(MODEL, request.clients, trained.params)
-    if not experiment.config.training.reset_optimizer and trained.optimizer_state:
+    if trained.optimizer_state:
         states.write(OPTIMIZER, request.clients, trained.optimizer_state)
     return records
 
@@ -113,10 +113,12 @@ def _cohort(
         seed=experiment.config.seed,
         round=request.settings.round,
         epochs_C=np.full(len(clients), config.epochs, dtype=np.int64),
-        lr_C=torch.full((len(clients),), config.learning_rate),
+        lr_C=torch.full((len(clients),), config.learning_rate, device=experiment.device),
         optimizer_state=states.read(OPTIMIZER, clients, fresh),
         terms=_terms(experiment, request, samples, params),
         prior=_prior(experiment, request, samples.count_C),
+        wants_gradient_norms=request.settings.payloads is not None,
+        wants_optimizer_state=not config.reset_optimizer,
     )
 
 
@@ -134,7 +136,7 @@ def _starting_parameters(
     if received != expected:
         raise ValueError(f"the received model has shapes {received}, expected {expected}")
     # Flower's FedOpt family sends float64 for a float32 model.
-    return {name: params[name].to(like) for name, like in initial.items()}
+    return {name: params[name].to(experiment.device, like.dtype) for name, like in initial.items()}
 
 
 def _terms(
@@ -146,8 +148,8 @@ def _terms(
     guidance = request.guidance
     if guidance and guidance[0].prototypes is not None:
         shape = (experiment.data.task.num_outputs, experiment.data.task.num_features)
-        prototypes_COD = torch.from_numpy(_stack(guidance, "prototypes", shape))
-        weight_CO = torch.from_numpy(_stack(guidance, "prototype_weight", shape[:1]))
+        prototypes_COD = _stack(experiment, guidance, "prototypes", shape)
+        weight_CO = _stack(experiment, guidance, "prototype_weight", shape[:1])
         trust_C = prototype_trust(*samples.padded(), prototypes_COD, weight_CO > 0)
         terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
@@ -161,19 +163,21 @@ def _prior(experiment: Experiment, request: TrainRequest, count_C: Ints) -> Prio
     if not isinstance(experiment.model, Linear) or task.kind != "regression":
         return None
     shape = (task.num_features + 1, task.num_outputs)
-    mean_CPO = torch.from_numpy(_stack(guidance, "prior_mean", shape))
-    ratio_C = torch.tensor([one.prior_ratio for one in guidance])
+    mean_CPO = _stack(experiment, guidance, "prior_mean", shape)
+    ratio_C = np.array([one.prior_ratio for one in guidance])
     # The loss is the mean over n samples and O outputs, so a sum's weight is divided by both.
-    precision_C = 2 * ratio_C / (torch.from_numpy(count_C) * task.num_outputs)
-    return Prior({"weight": mean_CPO[:, :-1].mT, "bias": mean_CPO[:, -1]}, precision_C.float())
+    precision_C = torch.from_numpy(2 * ratio_C / (count_C * task.num_outputs)).to(mean_CPO)
+    return Prior({"weight": mean_CPO[:, :-1].mT, "bias": mean_CPO[:, -1]}, precision_C)
 
 
-def _stack(guidance: Sequence[Guidance], part: str, shape: tuple[int, ...]) -> np.ndarray:
+def _stack(
+    experiment: Experiment, guidance: Sequence[Guidance], part: str, shape: tuple[int, ...]
+) -> torch.Tensor:
     values = [np.asarray(getattr(one, part), dtype=np.float32) for one in guidance]
     for value in values:
         if value.shape != shape:
             raise ValueError(f"guidance {part} has shape {value.shape}, expected {shape}")
-    return np.stack(values)
+    return torch.from_numpy(np.stack(values)).to(experiment.device)
 
 
 def _insights(
@@ -216,5 +220,5 @@ def _uncertainty(experiment: Experiment, cohort: Cohort, trained: Trained) -> to
     if held_out.count_C.all():
         return held_out.uncertainty_C
     seen = _evaluate(experiment, trained.params, cohort.client_C, "train")
-    has_some = torch.from_numpy(held_out.count_C > 0)
+    has_some = torch.from_numpy(held_out.count_C > 0).to(experiment.device)
     return torch.where(has_some, held_out.uncertainty_C, seen.uncertainty_C)

@@ -19,8 +19,10 @@ class TrainingConfig:
         epochs: passes over a client's training part per round.
         batch_size: samples per step.
         reset_optimizer: start each round with fresh momentum (or Adam moments), as in the papers.
-        cohort_size: most clients trained as one stacked batch; bounds memory.
+        cohort_size: most clients trained as one stacked batch. On a CPU fewer are, so that their
+            parameters stay in the cache; lower it where a model's activations take much memory.
         num_threads: torch's intra-op threads; 1 is fastest for small models.
+        device: where to train: `cpu`, `cuda`, or `auto` for CUDA where there is some.
     """
 
     optimizer: Literal["sgd", "adam"]
@@ -32,3 +34,4 @@ class TrainingConfig:
     reset_optimizer: bool
     cohort_size: Count
     num_threads: Count
+    device: Literal["auto", "cpu", "cuda"]

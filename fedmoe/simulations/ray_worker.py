@@ -21,6 +21,7 @@ from fedmoe.schema import RayConfig
 from fedmoe.simulations.cohort_grid import FIRST_NODE_ID
 from fedmoe.simulations.parcels import Answer, Parcel, packed_replies
 from fedmoe.simulations.shards import answer_in_shards
+from fedmoe.training.process import prepare_process
 
 REGISTRIES = (models.REGISTRY, custom.REGISTRY)  # what clients may need of the user's own
 Written = list[Kept]  # the private arrays that a call wrote
@@ -47,7 +48,7 @@ class Worker:
         for registry, own in zip(REGISTRIES, ray.cloudpickle.loads(factories), strict=True):
             registry.factories |= own
         self.experiment = load_experiment(config_json)
-        torch.set_num_threads(self.experiment.config.training.num_threads)
+        prepare_process(config.training.num_threads)
         self.states = _RecordedStates()
 
     def restore(self, *written: Written) -> None:

@@ -10,8 +10,7 @@ Letters: C clients of the cohort, n most samples of a client, P epochs, S steps,
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from fedmoe.data.drawing import Keys
 from fedmoe.data.drawing import hash_keys as hash_keys
@@ -22,16 +21,21 @@ class Schedule(NamedTuple):
     """The cohort's steps.
 
     Attributes:
-        rows_SCB: int64 rows of the pool; padding repeats some row.
-        weight_SCB: each sample's share of its batch, 0 for padding; sums to 1 while active.
+        rows_SCB: int64 rows of the pool; padding repeats a row of the same client.
+        samples_SC: how many of each batch, from the front, are real; 0 once a client is done.
         epoch_SC: the epoch that a step belongs to.
         active_S: how many clients, from the front, still train at a step.
     """
 
-    rows_SCB: Tensor
-    weight_SCB: Tensor
+    rows_SCB: Ints
+    samples_SC: Ints
     epoch_SC: Ints
     active_S: Ints
+
+    def weight_SCB(self) -> NDArray[np.float64]:
+        """Each sample's share of its batch, 0 for padding; sums to 1 while active."""
+        size_SC1 = self.samples_SC[..., None]
+        return (np.arange(self.rows_SCB.shape[2]) < size_SC1) / np.maximum(size_SC1, 1)
 
 
 def steps_per_epoch(count_C: Ints, batch_size: int) -> Ints:
@@ -67,35 +71,35 @@ def make_schedule(
     total_C = steps_C * epochs_C
     if (np.diff(total_C) > 0).any():
         raise ValueError("clients must be ordered by falling number of steps")
-    width = min(batch_size, rows_Cn.shape[1])
-    epochs = int(epochs_C.max(initial=0))
-    shuffled = _shuffled(rows_Cn, count_C, hash_keys(
-        seed, round, client_C[:, None, None], np.arange(epochs)[:, None],
-        np.arange(rows_Cn.shape[1]),
-    ))  # fmt: skip
+    clients, longest = rows_Cn.shape
+    width, epochs = min(batch_size, longest), int(epochs_C.max(initial=0))
     # At its step t, client c is in epoch t // steps_c, at batch t % steps_c.
     step_S1 = np.arange(int(total_C.max(initial=0)))[:, None]
     active_SC = step_S1 < total_C
-    epoch_SC, batch_SC = np.divmod(step_S1, np.maximum(steps_C, 1))
-    epoch_SC = np.where(active_SC, epoch_SC, 0)
-    batch_SC = np.where(active_SC, batch_SC, 0)
-    place_SCB = batch_SC[..., None] * width + np.arange(width)
-    real_SCB = (place_SCB < count_C[:, None]) & active_SC[..., None]
-    place_SCB = np.where(real_SCB, place_SCB, 0)
-    client_1C1 = np.arange(len(rows_Cn))[:, None]
-    rows = shuffled[client_1C1, epoch_SC[..., None], place_SCB] if real_SCB.size else place_SCB
-    weight = real_SCB / np.maximum(real_SCB.sum(axis=2, keepdims=True), 1)
-    return Schedule(
-        torch.from_numpy(rows),
-        torch.from_numpy(weight.astype(np.float32)),
-        epoch_SC,
-        active_SC.sum(axis=1),
-    )
+    epoch_SC, batch_SC = np.divmod(step_S1, np.maximum(steps_C, 1)) * active_SC
+    samples_SC = np.minimum(count_C - batch_SC * width, width) * active_SC
+    if not active_SC.size:
+        rows_SCB = np.zeros((*active_SC.shape, width), dtype=np.int64)
+        return Schedule(rows_SCB, samples_SC, epoch_SC, active_SC.sum(axis=1))
+    keys = hash_keys(seed, round, client_C[:, None, None], np.arange(epochs)[:, None],
+                     np.arange(longest))  # fmt: skip
+    shuffled_CPn = _shuffled(rows_Cn, count_C, keys)
+    first_SC = (np.arange(clients) * epochs + epoch_SC) * longest + batch_SC * width
+    last_SC1 = np.maximum(samples_SC - 1, 0)[..., None]
+    place_SCB = first_SC[..., None] + np.minimum(np.arange(width), last_SC1)
+    return Schedule(shuffled_CPn.take(place_SCB), samples_SC, epoch_SC, active_SC.sum(axis=1))
 
 
 def _shuffled(rows_Cn: Ints, count_C: Ints, keys_CPn: Keys) -> Ints:
-    """(C, P, n) rows in the order of their keys, the real ones of each client first."""
-    padding = np.arange(rows_Cn.shape[1]) >= count_C[:, None, None]
-    keys_CPn[np.broadcast_to(padding, keys_CPn.shape)] = np.iinfo(np.uint64).max
-    order_CPn = keys_CPn.argsort(axis=-1, kind="stable")
-    return np.take_along_axis(rows_Cn[:, None], order_CPn, axis=-1)
+    """(C, P, n) rows in the order of their keys, the real ones of each client first.
+
+    The keys' lowest bits give way to the position, so that sorting the keys, which is several
+    times quicker than `argsort`, sorts the positions.
+    """
+    position_n = np.arange(rows_Cn.shape[1], dtype=np.uint64)
+    mask = np.uint64((1 << len(position_n).bit_length()) - 1)
+    padding_C1n = position_n >= count_C[:, None, None]
+    keys_CPn = keys_CPn & ~mask | position_n | np.where(padding_C1n, ~mask, np.uint64(0))
+    keys_CPn.sort(axis=-1)
+    place_CPn = (keys_CPn & mask).astype(np.int64)
+    return np.take_along_axis(rows_Cn[:, None], place_CPn, axis=-1)

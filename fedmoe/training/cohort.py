@@ -5,27 +5,31 @@ ordered by their number of steps, so those that have finished drop off the end a
 nothing; short batches are padded and masked. A cohort of one is how a single client trains:
 there is no second code path.
 
+Everything happens on the device of the pool, and nothing waits for it before the end.
+
 Letters: C clients, n most samples of a client, B batch, S steps, A clients active at a step.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
-from fedmoe.models.base import Forward, Parameters, StackedModule, stacked_forward
-from fedmoe.models.routers import balance_loss
+from fedmoe.models.base import Parameters, StackedModule
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import Schedule, hash_keys, make_schedule, steps_per_epoch
-from fedmoe.training.losses import SampleLoss, sample_loss
+from fedmoe.training.chunks import capacity, even_chunks
+from fedmoe.training.gradients import Found
 from fedmoe.training.optimizers import Optimizer, make_optimizer
 from fedmoe.training.pool import Pool
-from fedmoe.training.terms import Prior, Step, Term, take, take_first
+from fedmoe.training.steps import Batch, Differentiate, differentiation
+from fedmoe.training.terms import Prior, Term, copy_rows, take, take_first, take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Cohort:
         optimizer_state: state to go on from; fresh if `None`.
         terms: what is added to the loss.
         prior: a prior on the parameters, or `None`.
+        wants_gradient_norms: whether `Trained.mean_grad_C` and `std_grad_C` are to be computed.
+        wants_optimizer_state: whether `Trained.optimizer_state` is to be kept.
     """
 
     client_C: Ints
@@ -57,21 +63,22 @@ class Cohort:
     optimizer_state: Parameters | None = None
     terms: Sequence[Term] = ()
     prior: Prior | None = None
+    wants_gradient_norms: bool = True
+    wants_optimizer_state: bool = True
 
-    def take(self, index: Ints) -> "Cohort":
-        """The chosen clients, in that order; parameters are copied."""
-        rows = torch.from_numpy(index)
+    def take(self, index: Ints, params: Parameters) -> "Cohort":
+        """The chosen clients, in that order, on the device of the given parameters."""
+        rows = torch.from_numpy(index).to(next(iter(params.values())).device)
         state = self.optimizer_state
         most = int(self.count_C[index].max(initial=0))
-        return Cohort(
+        return replace(
+            self,
             client_C=self.client_C[index],
             rows_Cn=self.rows_Cn[index, :most],
             count_C=self.count_C[index],
-            params=take(self.params, rows),
-            seed=self.seed,
-            round=self.round,
+            params=params,
             epochs_C=self.epochs_C[index],
-            lr_C=self.lr_C[rows],
+            lr_C=take_rows(self.lr_C, rows),
             optimizer_state=None if state is None else take(state, rows),
             terms=[term.take(rows) for term in self.terms],
             prior=None if self.prior is None else self.prior.take(rows),
@@ -83,11 +90,11 @@ class Trained(NamedTuple):
 
     Attributes:
         params: parameters after training, client axis first.
-        optimizer_state: state after training, client axis first.
+        optimizer_state: state after training, client axis first; empty if it was not wanted.
         first_loss_C: mean sample loss over the first epoch, each batch before its step.
         final_loss_C: the same over the last epoch.
         mean_grad_C: mean L2 norm of the gradient over the steps.
-        std_grad_C: its standard deviation.
+        std_grad_C: its standard deviation. Both are NaN if they were not wanted.
     """
 
     params: Parameters
@@ -98,6 +105,7 @@ class Trained(NamedTuple):
     std_grad_C: Tensor
 
 
+@torch.no_grad()
 def train_cohort(
     model: nn.Module,
     task: Task,
@@ -108,34 +116,43 @@ def train_cohort(
 ) -> Trained:
     """Train each client of the cohort on its own rows.
 
+    Clients that come ordered by falling number of steps, then of samples, are spared a copy.
+
     Args:
         model: the architecture, put into training mode; its own parameters are not used.
         task: fixes the loss.
-        pool: where the rows lie.
+        pool: where the rows lie, and on which device to train.
         config: optimiser, batch size and most clients to stack at once.
         cohort: the clients; left as it was.
         balance_weight: weight of the router's load-balancing loss.
     """
-    trainer = _Trainer(
-        stacked_forward(model.train()), sample_loss(task), pool, make_optimizer(config),
-        config.batch_size, balance_weight,
-    )  # fmt: skip
     steps_C = steps_per_epoch(cohort.count_C, config.batch_size) * cohort.epochs_C
-    order = np.argsort(-steps_C, kind="stable")
-    chunks = [order[i : i + config.cohort_size] for i in range(0, len(order), config.cohort_size)]
+    # By steps, so that whoever has finished drops off; by samples, so that little is padded.
+    order = np.lexsort((-cohort.count_C, -steps_C))
+    index = torch.from_numpy(order).to(pool.device)
+    params = {name: copy_rows(value, index) for name, value in cohort.params.items()}
+    most = capacity(params, pool, config.batch_size, config.cohort_size)
     draws: AbstractContextManager[None] = nullcontext()
     if not isinstance(model, StackedModule):  # a user's module may have dropout
-        draws = _seeded(cohort)
+        draws = _seeded(cohort, pool.device)
+    parts: list[_Rest] = []
     with draws:
-        parts = [trainer.train(cohort.take(chunk)) for chunk in chunks]
-    back = torch.from_numpy(order.argsort())
-    return Trained(*(_join(column, back) for column in zip(*parts, strict=True)))
+        for chunk in even_chunks(len(order), most):
+            part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
+            differentiate = differentiation(model, task, part.terms, balance_weight)
+            trainer = _Trainer(differentiate, pool, make_optimizer(config), config.batch_size)
+            parts.append(trainer.train(part))
+    back = torch.from_numpy(order.argsort()).to(pool.device)
+    if (np.diff(order) != 1).any():
+        for name, value in params.items():  # one at a time: never two copies of everything
+            params[name] = value.index_select(0, back)
+    return Trained(params, *(_join(column, back) for column in zip(*parts, strict=True)))
 
 
 @contextmanager
-def _seeded(cohort: Cohort) -> Iterator[None]:
-    """Let torch's own generator repeat: modules draw from it, and take no other."""
-    with torch.random.fork_rng(devices=[]):
+def _seeded(cohort: Cohort, device: torch.device) -> Iterator[None]:
+    """Let torch's own generators repeat: modules draw from them, and take no other."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         key = hash_keys(cohort.seed, cohort.round, int(cohort.client_C[0]))
         torch.manual_seed(int(key) >> 1)
         yield
@@ -145,21 +162,36 @@ def _join(values: Sequence[Any], back: Tensor) -> Any:
     """One column of all chunks end to end, then in the caller's order."""
     if isinstance(values[0], dict):
         return {name: _join([value[name] for value in values], back) for name in values[0]}
-    return (values[0] if len(values) == 1 else torch.cat(tuple(values)))[back]
+    return (values[0] if len(values) == 1 else torch.cat(tuple(values))).index_select(0, back)
+
+
+class _Rest(NamedTuple):
+    """What training leaves besides the parameters; see `Trained`."""
+
+    optimizer_state: Parameters
+    first_loss_C: Tensor
+    final_loss_C: Tensor
+    mean_grad_C: Tensor
+    std_grad_C: Tensor
 
 
 @dataclass(frozen=True)
 class _Trainer:
-    """Trains chunks of a cohort whose clients are ordered by falling number of steps."""
+    """Trains a chunk of a cohort whose clients are ordered by falling number of steps.
 
-    forward: Forward
-    loss: SampleLoss
+    Attributes:
+        differentiate: the way to the gradient of a step.
+        pool: where the rows lie.
+        optimizer: what makes a step of the gradient.
+        batch_size: samples per step.
+    """
+
+    differentiate: Differentiate
     pool: Pool
     optimizer: Optimizer
     batch_size: int
-    balance_weight: float
 
-    def train(self, cohort: Cohort) -> Trained:
+    def train(self, cohort: Cohort) -> _Rest:
         """Train one chunk; its parameters and state are changed in place."""
         schedule = make_schedule(
             rows_Cn=cohort.rows_Cn, count_C=cohort.count_C, client_C=cohort.client_C,
@@ -169,60 +201,46 @@ class _Trainer:
         state = cohort.optimizer_state
         if state is None:
             state = self.optimizer.initial_state(cohort.params)
-        steps, clients = schedule.epoch_SC.shape
-        loss_SC, norm_SC = torch.zeros(steps, clients), torch.zeros(steps, clients)
-        for step, active in enumerate(schedule.active_S.tolist()):
-            loss_SC[step, :active], norm_SC[step, :active] = self._step(
-                cohort, state, schedule.rows_SCB[step, :active], schedule.weight_SCB[step, :active]
-            )
-        return Trained(cohort.params, state, *_summarise(schedule, cohort, loss_SC, norm_SC))
-
-    def _step(
-        self, cohort: Cohort, state: Parameters, rows_AB: Tensor, weight_AB: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One optimiser step of the first A clients; returns sample loss and gradient norm."""
-        active = len(rows_AB)
-        lr_A = cohort.lr_C[:active]
-        leaves = {k: v[:active].detach().requires_grad_() for k, v in cohort.params.items()}
-        target = self.pool.y_N[rows_AB]
-        output = self.forward(leaves, self.pool.x_ND[rows_AB])
-        sample_A = (self.loss(output.y, target) * weight_AB).sum(dim=1)
-        total_A = sample_A
-        if self.balance_weight and output.gate_probs is not None:
-            assert output.gate_chosen is not None
-            total_A = total_A + self.balance_weight * balance_loss(
-                output.gate_probs, output.gate_chosen, weight_AB
-            )
-        for term in cohort.terms:
-            total_A = total_A + term(Step(self.forward, leaves, output, target, weight_AB))
-        # A parameter that the output does not depend on has gradient zero.
-        found = torch.autograd.grad(
-            total_A.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        grads = dict(zip(leaves, found, strict=True))
-        views = {name: value[:active] for name, value in cohort.params.items()}
-        self.optimizer.step(views, grads, take_first(state, active), lr_A)
-        if cohort.prior is not None:
-            cohort.prior.pull(views, lr_A)
-        square_A = sum(g.square().reshape(active, -1).sum(dim=1) for g in grads.values())
-        return sample_A.detach(), torch.as_tensor(square_A).sqrt()
+        like = next(iter(cohort.params.values()))
+        rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
+        weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
+        width_S = schedule.samples_SC.max(axis=1, initial=0)
+        loss_SC = like.new_zeros(schedule.samples_SC.shape)
+        norm_SC = torch.zeros_like(loss_SC) if cohort.wants_gradient_norms else None
+        active = -1
+        for step, (now, width) in enumerate(zip(schedule.active_S, width_S, strict=True)):
+            if now != active:
+                active = int(now)
+                views, state_views = take_first(cohort.params, active), take_first(state, active)
+            x, target = self.pool.batch(rows_SCB[step, :active, :width])
+            batch = Batch(x, target, weight_SCB[step, :active, :width])
+            loss_SC[step, :active], gradient = self.differentiate(views, batch)
+            if norm_SC is not None:
+                gradient = Found(gradient.tensors())
+                norm_SC[step, :active] = gradient.norm_C()
+            self.optimizer.step(views, gradient, state_views, cohort.lr_C[:active])
+            if cohort.prior is not None:
+                cohort.prior.pull(views, cohort.lr_C[:active])
+        kept = state if cohort.wants_optimizer_state else {}
+        return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
 
 
 def _summarise(
-    schedule: Schedule, cohort: Cohort, loss_SC: Tensor, norm_SC: Tensor
+    schedule: Schedule, cohort: Cohort, loss_SC: Tensor, norm_SC: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First and last epoch's mean loss; mean and deviation of the gradient norm."""
-    real_SC = schedule.weight_SCB > 0
-    samples_SC = real_SC.sum(dim=2).float()
-    epoch_SC = torch.from_numpy(schedule.epoch_SC)
-    last_C = torch.from_numpy(cohort.epochs_C) - 1
 
-    def epoch_mean(epoch: int | Tensor) -> Tensor:
-        weight_SC = samples_SC * (epoch_SC == epoch)
-        return (loss_SC * weight_SC).sum(dim=0) / weight_SC.sum(dim=0).clamp_min(1)
+    def weighted(values_SC: Tensor, weight_SC: Ints | NDArray[np.bool_]) -> Tensor:
+        share_SC = weight_SC / np.maximum(weight_SC.sum(axis=0), 1)
+        return (values_SC * torch.from_numpy(share_SC).to(values_SC)).sum(dim=0)
 
-    taken_SC = (samples_SC > 0).float()
-    steps_C = taken_SC.sum(dim=0).clamp_min(1)
-    mean_C = (norm_SC * taken_SC).sum(dim=0) / steps_C
-    variance_C = ((norm_SC - mean_C).square() * taken_SC).sum(dim=0) / steps_C
-    return epoch_mean(0), epoch_mean(last_C), mean_C, variance_C.sqrt()
+    samples_SC, epoch_SC = schedule.samples_SC, schedule.epoch_SC
+    first_C = weighted(loss_SC, samples_SC * (epoch_SC == 0))
+    last_C = weighted(loss_SC, samples_SC * (epoch_SC == cohort.epochs_C - 1))
+    if norm_SC is None:
+        unknown_C = torch.full_like(first_C, torch.nan)
+        return first_C, last_C, unknown_C, unknown_C
+    taken_SC = samples_SC > 0
+    mean_C = weighted(norm_SC, taken_SC)
+    variance_C = weighted((norm_SC - mean_C).square(), taken_SC)
+    return first_C, last_C, mean_C, variance_C.sqrt()

@@ -2,7 +2,8 @@
 
 The arithmetic is that of `torch.optim.SGD` and `torch.optim.Adam` with their defaults; theirs
 are not used because they know no per-client rates, and because their first step imports the
-compiler stack, which takes longer than many a whole run.
+compiler stack, which takes longer than many a whole run. A rule says where the gradient is to
+be added, so that a written derivative adds it there and then.
 
 Letters: C clients (leading axis of every parameter and state tensor).
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fedmoe.models.base import Parameters
 from fedmoe.schema import TrainingConfig
+from fedmoe.training.gradients import Gradient, per_client
 
 _ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPS = 1e-8
@@ -27,7 +29,7 @@ class Optimizer(Protocol):
         """State for fresh clients; every tensor has the client axis first."""
         ...
 
-    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+    def step(self, params: Parameters, gradient: Gradient, state: Parameters, lr_C: Tensor) -> None:
         """Move `params` and `state` in place; all may be views of the first clients only."""
         ...
 
@@ -44,15 +46,22 @@ class Sgd:
             return {}
         return {f"momentum.{name}": torch.zeros_like(p) for name, p in params.items()}
 
-    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+    def step(self, params: Parameters, gradient: Gradient, state: Parameters, lr_C: Tensor) -> None:
         """See `Optimizer`."""
+        if not self.momentum and not self.weight_decay:
+            gradient.add_to(params, scale_C=-lr_C)
+            return
+        if self.momentum:
+            moves = {name: state[f"momentum.{name}"] for name in params}
+            gradient.add_to(moves, keep=self.momentum)
+        else:
+            moves = gradient.tensors()
         for name, param in params.items():
-            grad = grads[name]
+            move = moves[name]
             if self.weight_decay:
-                grad = grad.add(param, alpha=self.weight_decay)
-            if self.momentum:
-                grad = state[f"momentum.{name}"].mul_(self.momentum).add_(grad)
-            param.sub_(_per_client(lr_C, param) * grad)
+                add = move.add_ if self.momentum else move.add  # a gradient is left as it was
+                move = add(param, alpha=self.weight_decay)
+            param.addcmul_(per_client(lr_C, param), move, value=-1)
 
 
 class Adam:
@@ -63,15 +72,17 @@ class Adam:
 
     def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Both moments per parameter, and each client's own step count."""
-        clients = next(iter(params.values())).shape[0]
-        state = {"adam.step": torch.zeros(clients)}
+        first = next(iter(params.values()))
+        clients, device = len(first), first.device
+        state = {"adam.step": torch.zeros(clients, device=device)}
         for name, p in params.items():
             state[f"adam.first.{name}"] = torch.zeros_like(p)
             state[f"adam.second.{name}"] = torch.zeros_like(p)
         return state
 
-    def step(self, params: Parameters, grads: Parameters, state: Parameters, lr_C: Tensor) -> None:
+    def step(self, params: Parameters, gradient: Gradient, state: Parameters, lr_C: Tensor) -> None:
         """See `Optimizer`."""
+        grads = gradient.tensors()
         beta_1, beta_2 = _ADAM_BETAS
         step_C = state["adam.step"].add_(1)
         scale_C = lr_C / (1 - beta_1**step_C)
@@ -81,9 +92,11 @@ class Adam:
             if self.weight_decay:
                 grad = grad.add(param, alpha=self.weight_decay)
             first = state[f"adam.first.{name}"].lerp_(grad, 1 - beta_1)
-            second = state[f"adam.second.{name}"].lerp_(grad * grad, 1 - beta_2)
-            denominator = second.sqrt() / _per_client(root_C, param) + _ADAM_EPS
-            param.sub_(_per_client(scale_C, param) * first / denominator)
+            second = state[f"adam.second.{name}"].mul_(beta_2)
+            second.addcmul_(grad, grad, value=1 - beta_2)
+            spread = second.sqrt().div_(per_client(root_C, param)).add_(_ADAM_EPS)
+            # A rate of zero makes the divisor infinite, and so the move zero.
+            param.addcdiv_(first, spread.div_(per_client(scale_C, param)), value=-1)
 
 
 def make_optimizer(config: TrainingConfig) -> Optimizer:
@@ -91,7 +104,3 @@ def make_optimizer(config: TrainingConfig) -> Optimizer:
     if config.optimizer == "adam":
         return Adam(config.weight_decay)
     return Sgd(config.momentum, config.weight_decay)
-
-
-def _per_client(value_C: Tensor, like: Tensor) -> Tensor:
-    return value_C.reshape(-1, *[1] * (like.dim() - 1))

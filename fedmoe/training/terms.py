@@ -1,6 +1,7 @@
 """What a strategy or its guidance adds to each client's mean sample loss.
 
-Terms are added to the loss and differentiated; a prior is a proximal step of its own.
+Terms are added to the loss and differentiated, by autograd or by themselves; a prior is a
+proximal step of its own.
 
 Letters: C clients still active (A of all), B batch, O outputs (classes), D features.
 """
@@ -13,12 +14,26 @@ import torch
 from torch import Tensor
 
 from fedmoe.models.base import Forward, ModelOutput, Parameters
-from fedmoe.training.losses import cross_entropy
+from fedmoe.models.written import Kernel
+from fedmoe.training.losses import cross_entropy, cross_entropy_gradient
 
 
 def take(tensors: Mapping[str, Tensor], index: Tensor) -> Parameters:
-    """The chosen clients of stacked tensors."""
-    return {name: value[index] for name, value in tensors.items()}
+    """The chosen clients of stacked tensors; see `take_rows`."""
+    return {name: take_rows(value, index) for name, value in tensors.items()}
+
+
+def take_rows(value: Tensor, index: Tensor) -> Tensor:
+    """The chosen rows, on the device of the index; a view where all rows are one (a broadcast)."""
+    if len(value) and value.stride(0) == 0:
+        return value[:1].to(index.device).expand(len(index), *value.shape[1:])
+    return value.index_select(0, index.to(value.device)).to(index.device)
+
+
+def copy_rows(value: Tensor, index: Tensor) -> Tensor:
+    """The same in memory of its own."""
+    rows = take_rows(value, index)
+    return rows.clone(memory_format=torch.contiguous_format) if rows.stride(0) == 0 else rows
 
 
 def take_first(tensors: Parameters, clients: int) -> Parameters:
@@ -57,7 +72,15 @@ class Term(Protocol):
         ...
 
     def take(self, index: Tensor) -> Self:
-        """The same term for the chosen clients, in that order."""
+        """The same term for the chosen clients, in that order, on the index's device."""
+        ...
+
+
+class WrittenTerm(Term, Protocol):
+    """A term that knows its gradient, which serves where the model knows its own."""
+
+    def add_gradient(self, kernel: Kernel, params: Mapping[str, Tensor], into: Parameters) -> None:
+        """Add the gradient by the active clients' parameters to `into`."""
         ...
 
 
@@ -80,6 +103,12 @@ class Proximal:
             away = value - self.anchor[name][: step.clients]
             total = total + away.square().reshape(step.clients, -1).sum(dim=1)
         return self.mu / 2 * total
+
+    def add_gradient(self, kernel: Kernel, params: Mapping[str, Tensor], into: Parameters) -> None:
+        """See `WrittenTerm`: mu (w - anchor)."""
+        del kernel
+        for name, value in params.items():
+            into[name].add_(value - self.anchor[name][: len(value)], alpha=self.mu)
 
     def take(self, index: Tensor) -> "Proximal":
         """See `Term`."""
@@ -104,12 +133,23 @@ class Rehearsal:
         """See `Term`."""
         weight = self.weight[: step.clients]
         logits = step.forward(step.params, self.prototypes[: step.clients]).y
-        classes = torch.arange(weight.shape[1]).expand_as(weight)
-        return (cross_entropy(logits, classes) * weight).sum(dim=1)
+        return (cross_entropy(logits, self._classes(weight)) * weight).sum(dim=1)
+
+    def add_gradient(self, kernel: Kernel, params: Mapping[str, Tensor], into: Parameters) -> None:
+        """See `WrittenTerm`."""
+        clients = len(next(iter(params.values())))
+        weight = self.weight[:clients]
+        run = kernel(params, self.prototypes[:clients])
+        _, y_grad_COO = cross_entropy_gradient(run.y_COB, self._classes(weight), weight)
+        run.backward(y_grad_COO, None, into, 1.0)
+
+    @staticmethod
+    def _classes(weight_CO: Tensor) -> Tensor:
+        return torch.arange(weight_CO.shape[1], device=weight_CO.device).expand_as(weight_CO)
 
     def take(self, index: Tensor) -> "Rehearsal":
         """See `Term`."""
-        return Rehearsal(self.prototypes[index], self.weight[index])
+        return Rehearsal(take_rows(self.prototypes, index), take_rows(self.weight, index))
 
 
 @dataclass(frozen=True)
@@ -138,4 +178,4 @@ class Prior:
 
     def take(self, index: Tensor) -> "Prior":
         """The prior of the chosen clients."""
-        return Prior(take(self.mean, index), self.precision_C[index])
+        return Prior(take(self.mean, index), take_rows(self.precision_C, index))

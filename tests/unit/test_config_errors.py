@@ -10,7 +10,7 @@ from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import ConfigError
 
 TOP = "Allowed: data, evaluate_every, meta_learner, model, name, partition, resume, rounds"
-TRAINING = "Allowed in training: batch_size, cohort_size, epochs, learning_rate, momentum"
+TRAINING = "Allowed in training: batch_size, cohort_size, device, epochs, learning_rate, momentum"
 
 MISTAKES = [
     # unknown keys

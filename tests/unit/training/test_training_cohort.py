@@ -1,7 +1,6 @@
 # Training of a cohort against training of each client alone; see training_oracle.py.
 from dataclasses import replace
 from typing import Any, get_args
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from training_oracle import MODELS, OUT, D, Dropping, Kind, Setup, make_config
 
 from fedmoe.models import Parameters
-from fedmoe.training.batches import Schedule, make_schedule
 from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.pool import Pool
 
@@ -25,16 +23,10 @@ def close(actual: Tensor, expected: Tensor | float) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
-def schedule_in_double(**asked: Any) -> Schedule:
-    schedule = make_schedule(**asked)
-    return schedule._replace(weight_SCB=schedule.weight_SCB.double())
-
-
 def train(setup: Setup, cohort: Cohort) -> Trained:
-    with mock.patch("fedmoe.training.cohort.make_schedule", schedule_in_double):
-        return train_cohort(
-            setup.module, setup.task, setup.pool, setup.config, cohort, setup.balance_weight
-        )
+    return train_cohort(
+        setup.module, setup.task, setup.pool, setup.config, cohort, setup.balance_weight
+    )
 
 
 def assert_trained_alone(setup: Setup) -> None:
@@ -124,6 +116,53 @@ def plain_setup(**changed: Any) -> Setup:
         "epochs": [2, 1, 3],
     }
     return Setup(**{**given, **changed})
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_nobody_wants_is_left_out_and_changes_nothing(model: str, optimizer: str) -> None:
+    plain_sgd = make_config(batch_size=8, cohort_size=3)
+    for config in (OPTIMIZERS[optimizer], plain_sgd):
+        setup = plain_setup(model=model, config=config, with_prior=True, balance_weight=0.3)
+        whole = train(setup, setup.cohort())
+        silent = train(
+            setup,
+            replace(setup.cohort(), wants_gradient_norms=False, wants_optimizer_state=False),
+        )
+        for name, value in whole.params.items():
+            close(silent.params[name], value)
+        for column in ("first_loss_C", "final_loss_C"):
+            close(getattr(silent, column), getattr(whole, column))
+        assert silent.optimizer_state == {}
+        assert silent.mean_grad_C.isnan().all()
+        assert silent.std_grad_C.isnan().all()
+        assert not whole.mean_grad_C.isnan().any()
+
+
+def test_one_row_for_everybody_is_a_broadcast() -> None:
+    setup = plain_setup(mu=0.4, with_prior=True, balance_weight=0.3)
+    cohort = setup.cohort()
+
+    def broadcast(tensors: Parameters) -> Parameters:
+        return {name: value[:1].expand_as(value) for name, value in tensors.items()}
+
+    def copied(tensors: Parameters) -> Parameters:
+        return {name: value.contiguous() for name, value in broadcast(tensors).items()}
+
+    trained = [
+        train(
+            setup,
+            replace(
+                cohort,
+                params=alike(cohort.params),
+                terms=[replace(t, anchor=alike(t.anchor)) for t in cohort.terms],  # type: ignore
+            ),
+        )
+        for alike in (broadcast, copied)
+    ]
+    for name, value in trained[1].params.items():
+        assert torch.equal(trained[0].params[name], value)
+        assert not torch.equal(value[0], value[1])
 
 
 def test_a_client_without_epochs_keeps_its_model_and_state() -> None:

@@ -119,6 +119,18 @@ def test_uncertainty_is_between_0_and_1(classes: int, scale: float) -> None:
         assert (scores.uncertainty_C < 0.01).all()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_equally_likely_classes_the_first_is_the_answer(shared: bool) -> None:
+    task = Task(kind="classification", num_features=D, num_outputs=3)
+    pool = Pool.of(np.ones((12, D), dtype=np.float32), np.arange(12) // 4)
+    params = {"weight": torch.zeros(1 if shared else 3, 3, D), "bias": torch.zeros(3)[None]}
+    params["bias"] = params["bias"].expand(len(params["weight"]), 3)
+    rows_Cn, count_C = np.arange(12).reshape(3, 4), np.array([4, 4, 4])
+    scores = evaluate_cohort(Linear(D, 3), task, pool, params, rows_Cn, count_C, 10)
+    assert scores.accuracy_C is not None
+    assert scores.accuracy_C.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_nobody_with_samples_is_no_error() -> None:
     setup = Setup(
         model="mlp", kind="classification", config=make_config(), counts=[0, 0], epochs=[1, 1]

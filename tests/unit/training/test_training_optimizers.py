@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fedmoe.models import Parameters
 from fedmoe.schema import TrainingConfig
+from fedmoe.training.gradients import Found
 from fedmoe.training.optimizers import Adam, Optimizer, Sgd, make_optimizer
 
 C, STEPS = 3, 30
@@ -65,7 +66,7 @@ def test_each_client_moves_as_torch_moves_it(ours: Optimizer, theirs: Torch) -> 
     for step in range(STEPS):
         grads = gradient(step)
         before = clone(grads)
-        ours.step(params, grads, state, LR_C)
+        ours.step(params, Found(grads), state, LR_C)
         for name, value in grads.items():
             assert torch.equal(value, before[name])
         for c in range(C):
@@ -87,11 +88,11 @@ def test_clients_that_have_finished_stay_and_the_others_do_not_notice(
         resting = clone({**params, **state})
         ours.step(
             {name: value[:active] for name, value in params.items()},
-            {name: value[:active] for name, value in grads.items()},
+            Found({name: value[:active] for name, value in grads.items()}),
             {name: value[:active] for name, value in state.items()},
             LR_C[:active],
         )
-        ours.step(everyone, grads, full_state, LR_C)
+        ours.step(everyone, Found(grads), full_state, LR_C)
         for name, value in {**params, **state}.items():
             assert torch.equal(value[active:], resting[name][active:])
         for name, value in {**params, **state}.items():
@@ -104,11 +105,11 @@ def test_going_on_from_a_copy_of_the_state_is_going_on(ours: Optimizer, theirs: 
     state = ours.initial_state(params)
     assert all(len(value) == C for value in state.values())
     for step in range(7):
-        ours.step(params, gradient(step), state, LR_C)
+        ours.step(params, Found(gradient(step)), state, LR_C)
     params_2, state_2 = clone(params), clone(state)
     for step in range(7, 14):
-        ours.step(params, gradient(step), state, LR_C)
-        ours.step(params_2, gradient(step), state_2, LR_C)
+        ours.step(params, Found(gradient(step)), state, LR_C)
+        ours.step(params_2, Found(gradient(step)), state_2, LR_C)
     for name, value in {**params, **state}.items():
         assert torch.equal(value, {**params_2, **state_2}[name])
 
@@ -129,6 +130,7 @@ def test_the_configuration_picks_the_rule() -> None:
             reset_optimizer=True,
             cohort_size=4,
             num_threads=1,
+            device="cpu",
         )
 
     chosen = make_optimizer(config("sgd"))

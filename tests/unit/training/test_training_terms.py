@@ -29,15 +29,16 @@ def step_of(params: Parameters) -> Step:
     return Step(forward, params, forward(params, x_CBD), target, torch.full((clients, B), 1 / B))
 
 
+@pytest.mark.parametrize("outputs", [1, 4, 15, 16, 40])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
-def test_losses_are_torchs_per_sample(shape: tuple[int, ...]) -> None:
-    y, values = draw(*shape, 4), draw(*shape, 4, seed=1)
-    classes = torch.randint(4, shape, generator=torch.Generator().manual_seed(0))
+def test_losses_are_torchs_per_sample(shape: tuple[int, ...], outputs: int) -> None:
+    y, values = draw(*shape, outputs), draw(*shape, outputs, seed=1)
+    classes = torch.randint(outputs, shape, generator=torch.Generator().manual_seed(0))
     if shape:
-        flat = zip(y.reshape(-1, 4), classes.reshape(-1), strict=True)
+        flat = zip(y.reshape(-1, outputs), classes.reshape(-1), strict=True)
         expected = torch.stack([functional.cross_entropy(a, b) for a, b in flat]).reshape(shape)
         torch.testing.assert_close(cross_entropy(y, classes), expected)
-    pairs = zip(y.reshape(-1, 4), values.reshape(-1, 4), strict=True)
+    pairs = zip(y.reshape(-1, outputs), values.reshape(-1, outputs), strict=True)
     expected = torch.stack([functional.mse_loss(a, b) for a, b in pairs]).reshape(shape)
     torch.testing.assert_close(squared_error(y, values), expected)
 

@@ -77,6 +77,7 @@ def make_config(
         reset_optimizer=True,
         cohort_size=cohort_size,
         num_threads=1,
+        device="cpu",
     )
 
 
@@ -269,8 +270,8 @@ class Setup:
             seed=self.seed,
             round=self.round,
         )
-        steps = zip(schedule.rows_SCB, schedule.weight_SCB, strict=True)
-        return [rows_CB[0][weight_CB[0] > 0] for rows_CB, weight_CB in steps]
+        steps = zip(schedule.rows_SCB, schedule.samples_SC, strict=True)
+        return [torch.from_numpy(rows_CB[0, : size_C[0]]) for rows_CB, size_C in steps]
 
     def optimizer(self, client: int, params: Parameters) -> torch.optim.Optimizer:
         lr, leaves = self.lr_C[client].item(), list(params.values())

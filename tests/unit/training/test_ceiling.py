@@ -1,0 +1,139 @@
+# The yardstick of benchmarks/ceiling.py has to do the work that train_cohort does.
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedmoe.data import Task
+from fedmoe.data.federation import Ints
+from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters
+from fedmoe.schema import TrainingConfig
+from fedmoe.training.batches import make_schedule
+from fedmoe.training.cohort import Cohort, train_cohort
+from fedmoe.training.pool import Pool
+
+D, OUT, RATE, BATCH = 6, 4, 0.3, 8
+COUNTS = [5, 19, 8, 30, 1, 16, 8]
+CLIENTS = np.array([5, 1, 0, 3, 4, 6])  # client 2 stays at home
+
+
+@pytest.fixture(scope="module")
+def ceiling() -> Any:
+    path = Path(__file__).parents[3] / "benchmarks" / "ceiling.py"
+    spec = importlib.util.spec_from_file_location("ceiling", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def data() -> tuple[Any, Any, list[Ints]]:
+    random = np.random.default_rng(0)
+    x_ND = random.normal(size=(sum(COUNTS), D)).astype(np.float32)
+    y_N = random.integers(0, OUT, len(x_ND))
+    ends = np.cumsum(COUNTS)
+    scattered = random.permutation(len(x_ND))
+    return x_ND, y_N, [scattered[e - n : e] for e, n in zip(ends, COUNTS, strict=True)]
+
+
+def model_like(name: str, ceiling: Any) -> Any:
+    if name == "linear":
+        return Linear(D, OUT)
+    if name == "mlp":
+        return Mlp(D, (ceiling.HIDDEN,), OUT)
+    return MixtureOfExperts(
+        D, OUT, num_experts=ceiling.EXPERTS, top_k=ceiling.TOP_K, hidden=ceiling.EXPERT_HIDDEN
+    )
+
+
+def cohort_of(rows: list[Ints], weights: Parameters) -> Cohort:
+    count_C = np.array(COUNTS)[CLIENTS]
+    rows_Cn = np.zeros((len(CLIENTS), count_C.max()), dtype=np.int64)
+    for row, client in zip(rows_Cn, CLIENTS, strict=True):
+        row[: COUNTS[client]] = rows[client]
+    return Cohort(
+        client_C=CLIENTS,
+        rows_Cn=rows_Cn,
+        count_C=count_C,
+        params={name: v.expand(len(CLIENTS), *v.shape) for name, v in weights.items()},
+        seed=3,
+        round=2,
+        epochs_C=np.ones_like(CLIENTS),
+        lr_C=torch.full((len(CLIENTS),), RATE),
+    )
+
+
+def order_of(cohort: Cohort) -> list[Ints]:
+    """The order in which each client of the cohort uses its samples."""
+    orders = []
+    for place in range(len(cohort.client_C)):
+        schedule = make_schedule(
+            rows_Cn=cohort.rows_Cn[place : place + 1], count_C=cohort.count_C[place : place + 1],
+            client_C=cohort.client_C[place : place + 1], epochs_C=np.array([1]),
+            batch_size=BATCH, seed=cohort.seed, round=cohort.round,
+        )  # fmt: skip
+        sizes = schedule.samples_SC[:, 0]
+        batches = [rows[0, :size] for rows, size in zip(schedule.rows_SCB, sizes, strict=True)]
+        orders.append(np.concatenate(batches))
+    return orders
+
+
+@pytest.mark.parametrize("chunk", [2, 50])
+@pytest.mark.parametrize("name", ["linear", "mlp", "moe"])
+def test_a_round_of_the_yardstick_is_training_and_averaging(
+    name: str, chunk: int, ceiling: Any
+) -> None:
+    x_ND, y_N, rows = data()
+    yardstick = ceiling.Ceiling(
+        name, x_ND, y_N, rows, batch_size=BATCH, learning_rate=RATE, chunk=chunk
+    )
+    weights = {key: value.clone() for key, value in yardstick.weights.items()}
+    model, cohort = model_like(name, ceiling), cohort_of(rows, weights)
+    yardstick.round(CLIENTS, order_of(cohort))
+
+    config = TrainingConfig(
+        optimizer="sgd", learning_rate=RATE, momentum=0.0, weight_decay=0.0, epochs=1,
+        batch_size=BATCH, reset_optimizer=True, cohort_size=100, num_threads=1, device="cpu",
+    )  # fmt: skip
+    task = Task(kind="classification", num_features=D, num_outputs=OUT)
+    balance = ceiling.BALANCE if name == "moe" else 0.0
+    trained = train_cohort(model, task, Pool.of(x_ND, y_N), config, cohort, balance)
+    share_C = torch.from_numpy(cohort.count_C / cohort.count_C.sum()).float()
+    assert yardstick.weights.keys() == trained.params.keys()
+    for key, value in trained.params.items():
+        average = torch.tensordot(share_C, value, dims=1)
+        torch.testing.assert_close(yardstick.weights[key], average, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(weights[key], average, rtol=1e-3, atol=1e-4)
+
+
+def test_the_yardstick_draws_each_epoch_afresh_from_its_seed(ceiling: Any) -> None:
+    x_ND, y_N, rows = data()
+
+    def after(seed: int, rounds: int) -> Any:
+        one = ceiling.Ceiling(
+            "linear", x_ND, y_N, rows, batch_size=BATCH, learning_rate=RATE, seed=seed,
+            weights=ceiling.initial_weights("linear", D, OUT, 0),
+        )  # fmt: skip
+        for _ in range(rounds):
+            shuffled = one._shuffled(CLIENTS, one.count_K[CLIENTS])
+            for row, client in zip(shuffled, CLIENTS, strict=True):
+                assert sorted(row[: COUNTS[client]]) == sorted(rows[client])
+        one.round(CLIENTS)
+        return one.weights["weight"]
+
+    assert torch.equal(after(1, 0), after(1, 0))
+    assert not torch.equal(after(1, 0), after(1, 1))
+    assert not torch.equal(after(1, 0), after(2, 0))
+
+
+def test_rates_of_the_yardstick_are_those_of_the_model_of_the_configuration(ceiling: Any) -> None:
+    from fedmoe.config import load_config
+
+    model = load_config(["model=moe"]).model
+    assert (model.num_experts, model.top_k, model.balance_weight) == (  # type: ignore[union-attr]
+        ceiling.EXPERTS, ceiling.TOP_K, ceiling.BALANCE,
+    )  # fmt: skip
