@@ -259,6 +259,7 @@ def test_insights_are_made_one_by_one_but_no_messages() -> None:
         assert few.saved == many.saved
         grown = {name for name in many.calls if many.calls[name] != few.calls[name]}
         assert {name.partition(".")[0] for name in grown - RECORDING} <= {
-            "Broadcast", "message_sizes", "Insight", "InsightExchange", "Memory", "MetaLearner", "RunDirectory", "aggregate",
+            "Broadcast", "message_sizes", "Insight", "InsightExchange", "Memory", "MetaLearner",
+            "RunDirectory", "aggregate",
             "to_json", "prototypes", "_client_means", "_stack",
         }, grown  # fmt: skip
