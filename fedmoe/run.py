@@ -18,7 +18,7 @@ from fedmoe.errors import DataError
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
 from fedmoe.profiling import section
-from fedmoe.round_profile import PROFILE_FILE, RoundProfile
+from fedmoe.round_profile import PROFILE_FILE, RoundProfile, profile_totals
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.schema import ExperimentConfig
 from fedmoe.standing import Standing
@@ -209,6 +209,11 @@ class FederationRun:
             "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},
             "seconds": standing.seconds,
             "insights": standing.insights,
+            **(
+                {"profile": profile_totals(self.directory.read_lines(PROFILE_FILE))}
+                if self.config.tracking.profile
+                else {}
+            ),
             "data": {
                 "name": data.name,
                 "origin": data.origin,

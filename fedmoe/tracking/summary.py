@@ -211,7 +211,16 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         facts.append(("insights", f"{insights:,}, one line each in insights.jsonl", ""))
     if (seconds := summary.get("seconds")) is not None:
         facts.append(("time", format_seconds(seconds), ""))
+    if profile := summary.get("profile"):
+        facts.append(("profile", _shares(profile), ""))
     return facts
+
+
+def _shares(profile: Mapping[str, float]) -> str:
+    """Where the time went, in percent; what is below one half is left out."""
+    total = sum(profile.values()) or 1.0
+    shares = {name: round(100 * seconds / total) for name, seconds in profile.items()}
+    return ", ".join(f"{name} {share} %" for name, share in shares.items() if share)
 
 
 def _rounds(count: int) -> str:

@@ -139,6 +139,13 @@ def test_print_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines()[-1] == "results  runs/[x]"
 
 
+def test_print_summary_tells_where_the_time_went(tmp_path: Path) -> None:
+    profile = {"train": 0.7, "pack": 0.2956, "guard": 0.0044, "other": 0.0}
+    text = shown({**summary(None), "profile": profile}, tmp_path)
+    assert "profile  train 70 %, pack 30 %\n" in text
+    assert "profile" not in shown(summary(None), tmp_path)
+
+
 def test_print_summary_of_samples_that_nobody_has_counted(tmp_path: Path) -> None:
     data = {"name": "sensors", "origin": "real", "clients": 70_000, "samples": None}
     text = shown({**summary(None), "data": data}, tmp_path)
