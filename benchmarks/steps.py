@@ -9,19 +9,33 @@ quartiles as ratios to the hand-written loop, which other processes disturb less
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from ceiling import BALANCE, DATA, EXPERT_HIDDEN, EXPERTS, HIDDEN, STEPS, TOP_K, Ceiling, Rows
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
+
+from benchmarks.ceiling import (
+    BALANCE,
+    DATA,
+    EXPERT_HIDDEN,
+    EXPERTS,
+    HIDDEN,
+    STEPS,
+    TOP_K,
+    Ceiling,
+    Rows,
+)
 from fedmoe.data import Task
 from fedmoe.models import Linear, MixtureOfExperts, Mlp
 from fedmoe.schema import TrainingConfig

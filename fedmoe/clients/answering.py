@@ -20,7 +20,7 @@ from fedmoe.clients.states import ContextStates, States
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Records, gather, shared
+from fedmoe.messages.arrays import Records, Stack, gather, shared
 from fedmoe.messages.broadcast import distinct_contents
 from fedmoe.messages.replies import Part, Replies
 from fedmoe.models import Parameters
@@ -115,8 +115,12 @@ class _Answering:
     def answer(self, group: Sequence[_Asked]) -> None:
         """All as one cohort, or else one by one."""
         places = np.concatenate([asked.places for asked in group])
+        source = np.repeat(np.arange(len(group)), [len(asked.places) for asked in group])
+        if group[0].kind == MessageType.TRAIN:
+            order = self.experiment.training_order(self.clients[places])
+            places, source = places[order], source[order]
         try:
-            self.parts.append(Part(places, self._as_cohort(group, self.clients[places])))
+            self.parts.append(Part(places, self._as_cohort(group, source, self.clients[places])))
         except Exception as error:
             if len(places) == 1:
                 self.fail(places, error)
@@ -126,19 +130,20 @@ class _Answering:
                 for single in asked.alone():
                     self.answer([single])
 
-    def _as_cohort(self, group: Sequence[_Asked], clients: Ints) -> Records:
-        first = group[0]
+    def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
+        """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
+        first, params = group[0], _gathered(group, source)
         if first.kind == MessageType.EVALUATE:
-            request = EvaluateRequest(clients=clients, params=_gathered(group))
+            request = EvaluateRequest(clients=clients, params=params)
             return evaluate_clients(self.experiment, request, self.states)
-        guidance = [one.guidance for one in group for _ in one.places if one.guidance]
         return train_clients(
             self.experiment,
             TrainRequest(
                 clients=clients,
                 settings=first.settings,
-                params=_gathered(group),
-                guidance=guidance,
+                params=params,
+                guidance=[asked.guidance for asked in group if asked.guidance],
+                guidance_of=source,
             ),
             self.states,
         )
@@ -148,15 +153,14 @@ class _Answering:
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
 
 
-def _gathered(group: Sequence[_Asked]) -> Parameters | None:
+def _gathered(group: Sequence[_Asked], source: Ints) -> Parameters | None:
     """The models that were sent: one row if it is the same for all, else one for each client."""
     records = [asked.arrays for asked in group if asked.arrays is not None]
     if not records:
         return None
     if shared(records):
         return gather(records[:1])
-    counts = [len(asked.places) for asked in group]
-    return gather([r for r, count in zip(records, counts, strict=True) for _ in range(count)])
+    return Stack(gather(records)).take(source).tensors
 
 
 def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:

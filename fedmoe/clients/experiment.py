@@ -77,6 +77,15 @@ class Experiment:
             return Samples(Pool.of(data.x_ND, data.y_N, self.device), *padded)
         return Samples(self.pool, *self.data.parts[part].padded(clients))
 
+    def training_order(self, clients: Ints) -> Ints:
+        """An order of some clients, (C,), in which they train without being copied about.
+
+        Those with most samples come first; where only making samples would tell, as they are.
+        """
+        if isinstance(self.data, LazyFederation):
+            return np.arange(len(clients))
+        return np.argsort(-self.data.parts["train"].counts_K[clients], kind="stable")
+
     @property
     def balance_weight(self) -> float:
         """Weight of the router's load-balancing loss; 0 without a router."""

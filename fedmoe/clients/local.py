@@ -3,8 +3,6 @@
 Letters: C clients of the cohort, n most samples of a client, D features, O outputs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -13,7 +11,6 @@ from fedmoe.clients.payloads import make_payloads
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
-from fedmoe.insight import Guidance
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Numbers, Records, Stack
 from fedmoe.models import Parameters
@@ -148,8 +145,8 @@ def _terms(
     guidance = request.guidance
     if guidance and guidance[0].prototypes is not None:
         shape = (experiment.data.task.num_outputs, experiment.data.task.num_features)
-        prototypes_COD = _stack(experiment, guidance, "prototypes", shape)
-        weight_CO = _stack(experiment, guidance, "prototype_weight", shape[:1])
+        prototypes_COD = _stack(experiment, request, "prototypes", shape)
+        weight_CO = _stack(experiment, request, "prototype_weight", shape[:1])
         trust_C = prototype_trust(*samples.padded(), prototypes_COD, weight_CO > 0)
         terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
@@ -163,21 +160,22 @@ def _prior(experiment: Experiment, request: TrainRequest, count_C: Ints) -> Prio
     if not isinstance(experiment.model, Linear) or task.kind != "regression":
         return None
     shape = (task.num_features + 1, task.num_outputs)
-    mean_CPO = _stack(experiment, guidance, "prior_mean", shape)
-    ratio_C = np.array([one.prior_ratio for one in guidance])
+    mean_CPO = _stack(experiment, request, "prior_mean", shape)
+    ratio_C = np.array([one.prior_ratio for one in guidance])[request.guidance_of]
     # The loss is the mean over n samples and O outputs, so a sum's weight is divided by both.
     precision_C = torch.from_numpy(2 * ratio_C / (count_C * task.num_outputs)).to(mean_CPO)
     return Prior({"weight": mean_CPO[:, :-1].mT, "bias": mean_CPO[:, -1]}, precision_C)
 
 
 def _stack(
-    experiment: Experiment, guidance: Sequence[Guidance], part: str, shape: tuple[int, ...]
+    experiment: Experiment, request: TrainRequest, part: str, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    values = [np.asarray(getattr(one, part), dtype=np.float32) for one in guidance]
+    """One part of each client's guidance, C in front."""
+    values = [np.asarray(getattr(one, part), dtype=np.float32) for one in request.guidance]
     for value in values:
         if value.shape != shape:
             raise ValueError(f"guidance {part} has shape {value.shape}, expected {shape}")
-    return torch.from_numpy(np.stack(values)).to(experiment.device)
+    return torch.from_numpy(np.stack(values)[request.guidance_of]).to(experiment.device)
 
 
 def _insights(

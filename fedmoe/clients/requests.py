@@ -7,8 +7,10 @@ Letters: C clients of the cohort.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
@@ -43,13 +45,15 @@ class TrainRequest:
         settings: the same for all.
         params: models to start from, (C, ...) by name or (1, ...) for one that all share;
             `None` goes on with the clients' own.
-        guidance: what the MetaLearner told each client; empty if it told them nothing.
+        guidance: what the MetaLearner told; empty if it told nothing.
+        guidance_of: (C,) which of it each client was told.
     """
 
     clients: Ints
     settings: Settings
     params: Parameters | None = None
     guidance: Sequence[Guidance] = ()
+    guidance_of: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,8 +177,9 @@ class Replies(Sequence[Message]):
             raise ValueError(
                 f"only the mean of the clients' {key} has come, as the strategy is mergeable"
             )
-        if len(self.parts) == 1 and not self.plain and self._in_order(self.parts[0]):
-            return cast(Stack, self.parts[0].records[key]).tensors
+        if len(self.parts) == 1 and not self.plain:
+            part, stack = self.parts[0], cast(Stack, self.parts[0].records[key])
+            return (stack if self._in_order(part) else stack.take(part.rows.argsort())).tensors
         records: list[ArrayRecord] = [ArrayRecord()] * len(self)
         for part in self.parts:
             stack = cast(Stack, part.records[key])
@@ -213,12 +214,18 @@ class Replies(Sequence[Message]):
         """
         merged = [part for part in self.parts if key in part.means]
         if not merged:
+            if len(self.parts) == 1 and not self.plain:  # as they lie: no client is moved
+                part = self.parts[0]
+                stack = cast(Stack, part.records[key])
+                return weighted_sum(stack.tensors, weight_C[part.rows], int(part.rows.argmin()))
             return weighted_sum(self.arrays(key), weight_C)
         if len(merged) < len(self.parts) or self.plain:
             raise ValueError(f"only the mean of some clients' {key} has come")
         means = [part.means[key] for part in merged]
         share_P = np.array([weight_C[part.rows].sum() for part in merged])
-        return weighted_sum({n: torch.stack([m[n] for m in means]) for n in means[0]}, share_P)
+        stacked = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
+        first = int(np.argmin([part.rows.min() for part in merged]))
+        return weighted_sum(stacked, share_P, first)
 
     def _in_order(self, part: Part) -> bool:
         return len(part.rows) == len(self) and bool((part.rows[1:] > part.rows[:-1]).all())
@@ -237,13 +244,15 @@ def example_weights(count_C: NDArray[Any]) -> NDArray[np.float64]:
     return count_C / total if total > 0 else np.full(len(count_C), 1 / len(count_C))
 
 
-def weighted_sum(stacked: Mapping[str, Tensor], weight_C: NDArray[np.float64]) -> Parameters:
-    """Sum over the client axis; whole numbers, which have no mean, are the first client's."""
+def weighted_sum(
+    stacked: Mapping[str, Tensor], weight_C: NDArray[np.float64], first: int = 0
+) -> Parameters:
+    """Sum over the client axis; whole numbers, which have no mean, are those of client `first`."""
     weight = torch.from_numpy(weight_C)
     return {
         name: torch.tensordot(weight.to(value), value, dims=1)
         if value.is_floating_point()
-        else value[0]
+        else value[first]
         for name, value in stacked.items()
     }
 

@@ -105,4 +105,5 @@ def _merged_part(part: Part) -> Part:
     arrays = records.pop(words.ARRAYS)
     assert isinstance(arrays, Stack)
     weight_C = example_weights(part.numbers(words.METRICS)[words.NUM_EXAMPLES])
-    return Part(part.rows, records, {words.ARRAYS: weighted_sum(arrays.tensors, weight_C)})
+    mean = weighted_sum(arrays.tensors, weight_C, int(part.rows.argmin()))
+    return Part(part.rows, records, {words.ARRAYS: mean})
