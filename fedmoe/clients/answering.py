@@ -131,7 +131,7 @@ class _Answering:
         if first.kind == MessageType.EVALUATE:
             request = EvaluateRequest(clients=clients, params=_gathered(group))
             return evaluate_clients(self.experiment, request, self.states)
-        guidance = [one.guidance for one in group for _ in one.places if one.guidance]
+        guidance = [one.guidance for one in group if one.guidance for _ in one.places]
         return train_clients(
             self.experiment,
             TrainRequest(
