@@ -1,6 +1,7 @@
 """Phases answered in shards, against the same phase answered at once."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ WORDS = [
 ]  # fmt: skip
 
 
+@cache
 def experiment_of(*more: str) -> Experiment:
     return load_experiment(to_json(load_config([*WORDS, *more])))
 
