@@ -60,11 +60,13 @@ def message_sizes(sent: Sequence[Message]) -> dict[int, int]:
     known: dict[int, int] = {}
     if isinstance(sent, Broadcast) and not sent.has_made:
         everybody = sum(map(record_bytes, sent.records.values()))
-        for own in sent.personal or ():
+        if sent.personal is None:
+            return dict.fromkeys(sent.nodes, everybody)
+        for own in sent.personal:
             if id(own) not in known:
-                known[id(own)] = sum(map(record_bytes, own.values()))
-        personal = [known[id(own)] for own in sent.personal or ()] or [0] * len(sent)
-        return {n: everybody + size for n, size in zip(sent.nodes, personal, strict=True)}
+                known[id(own)] = everybody + sum(map(record_bytes, own.values()))
+        own_sizes = [known[id(own)] for own in sent.personal]
+        return dict(zip(sent.nodes, own_sizes, strict=True))
     sizes = {}
     for message in sent:
         total = 0

@@ -57,14 +57,14 @@ class Costs:
         moved: bytes that operators put out which only move numbers (`MOVES`); NumPy's copies,
             which are of row numbers, are not counted.
         saved: arrays serialised by `np.save`.
-        calls: calls by and of the package's own functions, by name.
+        lines: lines of the package's own code run, by function: a loop over clients shows.
     """
 
     made: Counter[str] = field(default_factory=Counter)
     operators: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     saved: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
+    lines: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> "Costs":
         return Costs(*(Counter(getattr(self, one.name)) for one in fields(self)))
@@ -112,11 +112,13 @@ def counting(costs: Costs) -> Iterator[None]:
         costs.saved["np.save"] += 1
         ordinary_save(*args, **keywords)
 
-    def called(frame: FrameType, event: str, arg: object) -> None:
-        code = frame.f_code
-        if event in ("call", "c_call") and code.co_filename.startswith(SOURCES):
+    def passed(frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(SOURCES):
+            return None
+        if event == "line":
             # A comprehension or generator is a part of the function that it stands in.
-            costs.calls[code.co_qualname.split(".<locals>")[0]] += 1
+            costs.lines[frame.f_code.co_qualname.split(".<locals>")[0]] += 1
+        return passed
 
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -124,9 +126,8 @@ def counting(costs: Costs) -> Iterator[None]:
             patch.setattr(cls, "__init__", made(cls))
         patch.setattr(np, "save", save)
         stack.enter_context(Operators(costs))
-        before = sys.getprofile()
-        stack.callback(sys.setprofile, before)
-        sys.setprofile(called)
+        stack.callback(sys.settrace, sys.gettrace())
+        sys.settrace(passed)
         yield
 
 
@@ -198,11 +199,16 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=local", "training.reset_optimizer=false"], id="local-kept"),
 ]
 STOCK = [*MLP, "strategy=stock", "strategy.class_name=FedAvg"]
-# The lines of the run's record are each client's own, and so is a client's number.
+# What may go client by client: the lines of the run's record, and lists of nodes.
 RECORDING = {
     "Phase.client_columns", "CohortGrid.client_id", "lines_of", "_encoded_column", "to_json",
     "_is_constant", "RunDirectory._append",
 }  # fmt: skip
+LISTING = {
+    "StackedFedAvg.sample", "CohortGrid._deliver", "Broadcast.take", "merged",
+    "ReplyGuard._inspect_columns",
+}  # fmt: skip
+LINES_PER_CLIENT = 60
 
 
 @pytest.mark.parametrize("words", OURS)
@@ -219,12 +225,19 @@ def test_more_clients_make_no_more_objects_and_operators(words: list[str], evalu
 
 @pytest.mark.parametrize("words", OURS)
 @pytest.mark.parametrize("evaluated", [False, True])
-def test_only_the_record_of_the_run_is_made_client_by_client(
+def test_only_records_and_lists_of_nodes_are_made_client_by_client(
     words: list[str], evaluated: bool
 ) -> None:
     few, many = costs_of(words, FEW)[evaluated], costs_of(words, MANY)[evaluated]
-    assert {name for name in many.calls if many.calls[name] != few.calls[name]} <= RECORDING
-    assert many.calls["train_cohort"] == few.calls["train_cohort"] > 0
+    assert grown(few, many) <= RECORDING | LISTING
+    more = many.lines.total() - few.lines.total()
+    assert 0 < more <= LINES_PER_CLIENT * (MANY - FEW)
+    assert many.lines["train_cohort"] == few.lines["train_cohort"] > 0
+
+
+def grown(few: Costs, many: Costs) -> set[str]:
+    """Functions that run more lines for more clients."""
+    return {name for name in many.lines if many.lines[name] != few.lines[name]}
 
 
 @pytest.mark.parametrize("words", [words for words in OURS if "fedadam" not in str(words.id)])
@@ -246,8 +259,8 @@ def test_flowers_own_strategy_looks_at_every_message(evaluated: bool) -> None:
     for name in ("Array", "ArrayRecord", "MetricRecord", "RecordDict"):
         assert many.made[name] - few.made[name] >= MANY - FEW
     assert many.operators.total() > few.operators.total() + MANY - FEW
-    grown = {name for name in many.calls if many.calls[name] != few.calls[name]}
-    assert {"Part.content", "CohortRecord._fill"} <= grown - RECORDING
+    assert {"Part.content", "CohortRecord._fill"} <= grown(few, many)
+    assert many.lines.total() - few.lines.total() > 2 * LINES_PER_CLIENT * (MANY - FEW)
 
 
 def test_insights_are_made_one_by_one_but_no_messages() -> None:
@@ -257,9 +270,30 @@ def test_insights_are_made_one_by_one_but_no_messages() -> None:
         few, many = costs_of(words, FEW)[evaluated], costs_of(words, MANY)[evaluated]
         assert few.made == many.made
         assert few.saved == many.saved
-        grown = {name for name in many.calls if many.calls[name] != few.calls[name]}
-        assert {name.partition(".")[0] for name in grown - RECORDING} <= {
+        names = grown(few, many)
+        assert {name.partition(".")[0] for name in names - RECORDING - LISTING} <= {
             "Broadcast", "message_sizes", "Insight", "InsightExchange", "Memory", "MetaLearner",
             "RunDirectory", "aggregate",
-            "to_json", "prototypes", "_client_means", "_stack",
-        }, grown  # fmt: skip
+            "to_json", "prototypes", "_client_means", "_stack", "apply", "RoundLoop",
+        }, names  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trained", "evaluated"),
+    [("fedavg", 4, 0), ("fedprox", 4, 0), ("fedadam", 4, 0), ("local", 4, 2)],
+)
+def test_weights_are_moved_a_few_times_a_round(
+    strategy: str, trained: float, evaluated: float
+) -> None:
+    """In models moved per client, with models so wide that samples hardly count.
+
+    Clients take one step: into the chunk's order and back (parameters and momentum), and what
+    autograd or FedProx's anchor takes. Evaluation gathers the models of clients that have their
+    own, once for each of two parts, and moves none that all share.
+    """
+    wide = ["model=mlp", "model.hidden=[400]", "training.batch_size=32", "training.epochs=1"]
+    words = [*wide, f"strategy={strategy}"]
+    size = 4 * (400 * (4 + 1) + 2 * (400 + 1))
+    alone, both = (sum(c.moved.values()) / MANY / size for c in costs_of(words, MANY))
+    assert 1 <= alone <= trained + 0.1
+    assert both - alone <= evaluated + 0.1

@@ -292,6 +292,15 @@ def test_one_bad_reply_among_columns(
         assert (reason or "") in result.failures.get(4, "")
 
 
+def test_records_of_one_name_and_two_kinds_are_odd() -> None:
+    held = [healthy(TRAIN, True, value) for value in range(1, 6)]
+    for place, one in enumerate(held):
+        record = numbers(x=1.0) if place in (1, 4) else Record(True, {"x": np.ones(1)})
+        with_record("more", record)(one)
+    odd = "differs from the other replies in more (arrays), more (metrics)"
+    assert inspect_both(Case(TRAIN, True, [*held])).failures == {3: odd, 6: odd}
+
+
 @pytest.mark.parametrize(("kind", "asked", "spoil", "reason"), SPOILS)
 def test_all_replies_bad_in_one_way(
     kind: str, asked: bool, spoil: Spoil, reason: str | None

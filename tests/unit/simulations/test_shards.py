@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ WORDS = [
 ]  # fmt: skip
 
 
+@cache
 def experiment_of(*more: str) -> Experiment:
     return load_experiment(to_json(load_config([*WORDS, *more])))
 
