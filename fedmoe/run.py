@@ -1,9 +1,7 @@
 """One run of a federation, from the first round or from a checkpoint, to its summary."""
 
-import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
 from fedmoe.data import class_counts
+from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
 from fedmoe.rounds import RoundLoop, RoundRecord
@@ -117,7 +116,6 @@ class FederationRun:
     def _run_rounds(self) -> str:
         mode, start = self.config.tracking.progress, self.standing.round
         with (
-            _settled_heap(),
             deferred_interrupt() as interrupted,
             open_progress(mode, self.config.rounds, start) as progress,
         ):
@@ -209,16 +207,6 @@ class FederationRun:
         }
 
 
-@contextmanager
-def _settled_heap() -> Iterator[None]:
-    """Spare the garbage collector what is there before the first round: a tenth of its time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def conduct(run: FederationRun) -> dict[str, Any]:
     """Run to the end, draw the pictures, and show the summary: what every runtime does.
 
@@ -230,15 +218,16 @@ def conduct(run: FederationRun) -> dict[str, Any]:
         FedmoeError: the run could not go on.
     """
     torch.set_num_threads(run.config.training.num_threads)
-    try:
-        summary = run.run()
-    except KeyboardInterrupt:
-        _LOG.warning("interrupted; go on with resume=%s", run.directory.path)
-        raise
-    finally:
-        if run.config.tracking.plots:
-            _draw(run.experiment, run.directory)
-    print_summary(summary, run.directory.path)
+    with settled_heap():
+        try:
+            summary = run.run()
+        except KeyboardInterrupt:
+            _LOG.warning("interrupted; go on with resume=%s", run.directory.path)
+            raise
+        finally:
+            if run.config.tracking.plots:
+                _draw(run.experiment, run.directory)
+        print_summary(summary, run.directory.path)
     return summary
 
 

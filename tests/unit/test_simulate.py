@@ -12,11 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fedmoe.config import load_config, to_json
+from fedmoe.configuration.composition import Composer
 from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import DataError, RunError
 from fedmoe.schema import ExperimentConfig
@@ -92,6 +96,68 @@ def test_load_config_works_inside_a_running_job(stage: Stage) -> None:
     stage.run = run
     assert main(["rounds=2"]) == 0
     assert (inner[0].model.name, inner[0].rounds) == ("moe", 7)
+
+
+def seen_by_jobs(stage: Stage, act: Callable[[], object]) -> list[dict[str, Any]]:
+    """What each job that `act` starts finds in Hydra's own node."""
+    nodes: list[dict[str, Any]] = []
+
+    def run(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
+        node = OmegaConf.to_container(HydraConfig.instance().cfg or OmegaConf.create())
+        assert isinstance(node, dict)
+        nodes.append({str(key): value for key, value in node.items()})
+        return {}
+
+    stage.run = run
+    act()
+    return nodes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+experiment=scarcity", "hydra.run.dir=here", "rounds=2"],
+        ["hydra.run.dir=here", "hydra.job.name=mine", "hydra.mode=RUN"],
+        ["--multirun", "rounds=1,2", "hydra.sweep.dir=here"],
+        ["hydra.mode=MULTIRUN", "rounds=1,2", "hydra.sweep.dir=here"],
+    ],
+    ids=" ".join,
+)
+def test_a_job_finds_what_hydras_own_main_would_have_given_it(
+    words: list[str], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = seen_by_jobs(stage, lambda: main(words))
+    monkeypatch.setattr("fedmoe.simulate.only_runs", lambda options: False)
+    theirs = seen_by_jobs(stage, lambda: main(words))
+    assert len(ours) >= 1
+    for node in (*ours, *theirs):
+        # Two ways to say which mode it is; what counts is hydra.mode, which stays.
+        overrides = node["hydra"]["overrides"]["hydra"]
+        overrides[:] = [word for word in overrides if not word.startswith("hydra.mode=")]
+    assert ours == theirs
+
+
+def test_what_was_composed_for_the_check_serves_one_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(*args: Any, **keywords: Any) -> Any:
+        composed.append(args)
+        return compose(*args, **keywords)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    JobRuntime.instance().set("name", "somebody else's")
+    assert main(["rounds=2", "name=job-${hydra:job.name}"]) == 0
+    assert len(composed) == 1
+    assert stage.runs[0][0].name == "job-simulate"
+    loader = Composer().loader
+    loader.offer(["rounds=2"], OmegaConf.create({"rounds": 7}))
+    first, second = (
+        loader.load_configuration("config", ["rounds=2"], RunMode.RUN) for _ in range(2)
+    )
+    assert (first.rounds, second.rounds) == (7, 2)
 
 
 def test_flags_may_stand_among_words(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
