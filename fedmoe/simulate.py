@@ -172,6 +172,8 @@ def _end_sweep(sweep_dir: Path | None, full: bool) -> int:
     """Print the table of a sweep that has begun, however it ended."""
     if sweep_dir is None or not sweep_dir.is_dir():
         return 0
+    if not any(path.is_dir() for path in sweep_dir.iterdir()):
+        return 0  # no job has begun, or all went on in the directories of earlier runs
     try:
         from fedmoe.report import print_sweep  # late: reads results with heavier tools
 

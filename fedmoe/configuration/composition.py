@@ -24,6 +24,7 @@ from fedmoe.errors import ConfigError
 CONFIG_PATH = "pkg://fedmoe.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+_EXPERIMENT = "experiment"
 
 
 class Loader(ConfigLoaderImpl):
@@ -95,9 +96,12 @@ class Composer:
         """
         with _version_base():
             try:
-                return self._load(words, sweep)
+                config = self._load(words, sweep)
             except Exception as error:  # whatever Hydra stumbles over is in the words or the YAML
                 raise self._explain(words, error, sweep) from error
+            if _EXPERIMENT in config and (problem := self._misplaced(words)) is not None:
+                raise problem
+        return config
 
     def _load(self, words: Sequence[Word], sweep: bool) -> DictConfig:
         return self.loader.load_configuration(
@@ -117,7 +121,8 @@ class Composer:
         for word, override in parsed:
             if self.is_group(override.key_or_group) and (why := self._wrong_option(override)):
                 return ConfigError(f"{word.shown}: {why}")
-        if (problem := self._wrong_key(parsed)) is not None:
+        problem = self._misplaced(words) or self._wrong_key(parsed)
+        if problem is not None:
             return problem
         swept = [word for word, override in parsed if override.is_sweep_override()]
         if swept and not sweep:
@@ -132,8 +137,22 @@ class Composer:
         for name in _chosen(override):
             if name not in options:
                 return f"no such option; {hint(name, options)}{allowed(options)}"
-        if override.is_force_add() or (override.is_add() and group != "experiment"):
+        if override.is_force_add() or (override.is_add() and group != _EXPERIMENT):
             return f"{group} has an option already; leave out the +"
+        return None
+
+    def _misplaced(self, words: Sequence[Word]) -> ConfigError | None:
+        """Look for an experiment whose keys end up below `experiment` for want of a header."""
+        for word in words:
+            if word.key != _EXPERIMENT or word.text.startswith("~"):
+                continue
+            for name in _chosen(OverridesParser.create().parse_override(word.text)):
+                found = self.loader.repository.load_config(f"{_EXPERIMENT}/{name}")
+                if found is not None and not found.header.get("package"):
+                    file = f"{found.path.removeprefix('file://')}/{_EXPERIMENT}/{name}.yaml"
+                    return ConfigError(
+                        f"{word.shown}: {file} has no line '# @package _global_' at its top; add it"
+                    )
         return None
 
     def _wrong_key(self, parsed: Sequence[tuple[Word, Override]]) -> ConfigError | None:

@@ -7,6 +7,7 @@ configuration already; `--help`, `--cfg` and the like go through `hydra.main`.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 import hydra
@@ -17,6 +18,7 @@ from hydra.types import TaskFunction
 
 from fedmoe.configuration.composition import CONFIG_NAME, CONFIG_PATH, VERSION_BASE
 from fedmoe.configuration.planning import TASK_NAME, Plan
+from fedmoe.errors import RunError
 
 _FLAGS_OF_A_RUN = frozenset({"config_dir", "config_name", "config_path", "multirun", "overrides"})
 
@@ -25,6 +27,7 @@ def launch(plan: Plan, task: TaskFunction) -> None:
     """Run a checked plan: its one job, or all jobs of its sweep.
 
     Raises:
+        RunError: a launcher's worker process was killed.
         Exception: whatever a job raised, or Hydra; it exits by itself unless HYDRA_FULL_ERROR=1.
     """
     version.setbase(VERSION_BASE)
@@ -33,6 +36,11 @@ def launch(plan: Plan, task: TaskFunction) -> None:
     try:
         run = runner.multirun if plan.sweep else runner.run
         run(plan.composer.name, task, plan.words)
+    except BrokenExecutor as error:  # joblib's, which names no job and gives up all of them
+        raise RunError(
+            "a worker process of the sweep was killed, perhaps for want of memory, and the sweep "
+            "with it; what is finished is kept"
+        ) from error
     finally:
         GlobalHydra.instance().clear()
 

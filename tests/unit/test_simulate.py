@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -171,6 +173,25 @@ def test_a_directory_of_yaml_files_of_ones_own(stage: Stage, tmp_path: Path) -> 
     (tmp_path / "mine" / "model" / "big.yaml").write_text("name: mlp\nhidden: [512, 512]\n")
     assert main(["--config-dir", "mine", "model=big"]) == 0
     assert getattr(stage.runs[0][0].model, "hidden", None) == (512, 512)
+
+
+@pytest.mark.parametrize("content", ["rounds: 3\n", "defaults:\n- override /model: moe\n"])
+def test_an_experiment_without_its_header_is_told_so(
+    content: str, stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine" / "experiment" / "own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    line = (
+        f"fedmoe: error: +experiment=own: {file} has no line '# @package _global_' at its top; "
+        "add it\n"
+    )
+    for words in (["+experiment=own"], ["--multirun", "experiment=scarcity,own"]):
+        assert main(["--config-dir", "mine", *words]) == 2
+        assert capsys.readouterr().err == line
+    file.write_text(f"# @package _global_\n{content}")
+    assert main(["--config-dir", "mine", "experiment=own"]) == 0
+    assert len(stage.runs) == 1
 
 
 def test_the_network_calls_of_others_are_off_unless_asked_for(
@@ -372,6 +393,32 @@ def test_a_table_that_cannot_be_printed_fails_the_command(
     monkeypatch.setattr(sys.modules["fedmoe.report"], "print_sweep", print_sweep)
     assert main(["--multirun", "rounds=1"]) == 1
     assert capsys.readouterr().err == "fedmoe: error: no results\n"
+
+
+def test_a_sweep_of_resumed_runs_has_no_table_of_its_own(stage: Stage, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"run{number}").mkdir()
+        (tmp_path / f"run{number}" / "config.json").write_text(to_json(load_config()))
+    assert main(["--multirun", "resume=run1,run2", "hydra.sweep.dir=here"]) == 0
+    assert [config.resume for config, _ in stage.runs] == [
+        str(tmp_path / "run1"), str(tmp_path / "run2"),
+    ]  # fmt: skip
+    assert stage.tables == []
+
+
+def test_a_killed_worker_is_one_line(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise BrokenProcessPool("a long story")
+
+    plugins = Plugins.instance().class_name_to_class
+    launcher = plugins["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert main(["--multirun", "rounds=1,2"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("fedmoe: error: a worker process of the sweep was killed")
+    assert err.count("\n") == 1
 
 
 def test_a_sweep_may_come_from_a_configuration(stage: Stage, tmp_path: Path) -> None:
