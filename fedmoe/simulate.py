@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedmoe.config import from_hydra
 from fedmoe.configuration.launching import launch, leave_to_hydra, only_runs
-from fedmoe.configuration.planning import checked_plan
+from fedmoe.configuration.planning import Plan, checked_plan
 from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line
 from fedmoe.errors import ConfigError, FedmoeError
@@ -161,23 +161,24 @@ def _run(arguments: Sequence[str], full: bool) -> int:
         else:
             leave_to_hydra(arguments, options.overrides, plan.words, job)
     finally:
-        table_code = _end_sweep(plan.sweep_dir, full)
+        table_code = _end_sweep(plan, full)
     return table_code if job.error is None else _report(job.error, full)
 
 
 # -------------------------------------------------------------------- the last words
 
 
-def _end_sweep(sweep_dir: Path | None, full: bool) -> int:
+def _end_sweep(plan: Plan, full: bool) -> int:
     """Print the table of a sweep that has begun, however it ended."""
-    if sweep_dir is None or not sweep_dir.is_dir():
+    if plan.sweep_dir is None or not plan.sweep_dir.is_dir():
         return 0
-    if not any(path.is_dir() for path in sweep_dir.iterdir()):
-        return 0  # no job has begun, or all went on in the directories of earlier runs
+    resumed = any(word.startswith("resume=") for word in plan.words)
+    if resumed and not any(path.is_dir() for path in plan.sweep_dir.iterdir()):
+        return 0  # all jobs went on in the directories of earlier runs
     try:
         from fedmoe.report import print_sweep  # late: reads results with heavier tools
 
-        print_sweep(sweep_dir)
+        print_sweep(plan.sweep_dir)
     except Exception as error:
         return _report(error, full)
     return 0

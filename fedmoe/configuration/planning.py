@@ -104,11 +104,11 @@ def _pins(
     pins = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"]
     try:
         with _current(master):
-            directory = str(master.hydra.sweep.dir)
+            directory = Path(str(master.hydra.sweep.dir)).absolute()  # a worker may be elsewhere
     except OmegaConfBaseException:  # it names something that only a job knows
         return None, pins
-    literal = QuotedString(directory, Quote.single).with_quotes()
-    return Path(directory).absolute(), [*pins, f"hydra.sweep.dir={literal}"]
+    literal = QuotedString(str(directory), Quote.single).with_quotes()
+    return directory, [*pins, f"hydra.sweep.dir={literal}"]
 
 
 def _is_hydra(word: Word) -> bool:

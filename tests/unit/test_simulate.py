@@ -406,6 +406,11 @@ def test_a_sweep_of_resumed_runs_has_no_table_of_its_own(stage: Stage, tmp_path:
     assert stage.tables == []
 
 
+def test_a_worker_elsewhere_writes_to_the_same_directory(stage: Stage, tmp_path: Path) -> None:
+    (node,) = seen_by_jobs(stage, lambda: main(["--multirun", "hydra.sweep.dir=out here"]))
+    assert node["hydra"]["sweep"]["dir"] == str(tmp_path / "out here")
+
+
 def test_a_killed_worker_is_one_line(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
