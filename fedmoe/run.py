@@ -1,9 +1,8 @@
 """One run of a federation, from the first round or from a checkpoint, to its summary."""
 
-import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fedmoe.clients import Experiment
 from fedmoe.data import Federation, LazyFederation, class_counts
 from fedmoe.errors import DataError
+from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
 from fedmoe.profiling import section
@@ -126,7 +126,6 @@ class FederationRun:
         profile = RoundProfile(self.directory) if self.config.tracking.profile else None
         with (
             profile or nullcontext(),
-            _settled_heap(),
             deferred_interrupt() as interrupted,
             open_progress(mode, self.config.rounds, start) as progress,
         ):
@@ -226,16 +225,6 @@ class FederationRun:
         }
 
 
-@contextmanager
-def _settled_heap() -> Iterator[None]:
-    """Spare the garbage collector what is there before the first round: a tenth of its time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def conduct(run: FederationRun) -> dict[str, Any]:
     """Run to the end, draw the pictures, and show the summary: what every runtime does.
 
@@ -247,15 +236,16 @@ def conduct(run: FederationRun) -> dict[str, Any]:
         FedmoeError: the run could not go on.
     """
     prepare_process(run.config.training.num_threads)
-    try:
-        summary = run.run()
-    except KeyboardInterrupt:
-        _LOG.warning("interrupted; go on with resume=%s", run.directory.path)
-        raise
-    finally:
-        if run.config.tracking.plots:
-            _draw(run.experiment, run.directory)
-    print_summary(summary, run.directory.path)
+    with settled_heap():
+        try:
+            summary = run.run()
+        except KeyboardInterrupt:
+            _LOG.warning("interrupted; go on with resume=%s", run.directory.path)
+            raise
+        finally:
+            if run.config.tracking.plots:
+                _draw(run.experiment, run.directory)
+        print_summary(summary, run.directory.path)
     return summary
 
 

@@ -4,15 +4,15 @@ Hydra runs the jobs; round it stand a check of the whole configuration before an
 that a mistake is one line and exit code 2, and the table that ends a sweep.
 """
 
+import gc
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedmoe.config import from_hydra
-from fedmoe.configuration.composition import CONFIG_NAME, CONFIG_PATH, VERSION_BASE
+from fedmoe.configuration.launching import launch, leave_to_hydra, only_runs
 from fedmoe.configuration.planning import Plan, checked_plan
 from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line
 from fedmoe.errors import ConfigError, FedmoeError
+from fedmoe.heap import quick_start
 
 INTERRUPTED = 130
 # Flower and Ray phone home by default; this must be said before they are imported.
@@ -59,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except Exception as error:
             return _report(error, full)
+        finally:
+            gc.unfreeze()
+
+
+def command() -> NoReturn:
+    """Run `main` as a process of its own and end it."""
+    code = main()
+    # Nothing that is left needs to be found to be garbage; atexit and finalisers run as ever.
+    gc.freeze()
+    sys.exit(code)
 
 
 def job_dir(number: Any, overrides: Any) -> str:
@@ -124,7 +135,8 @@ def _simulate(config: DictConfig) -> float | None:
         experiment = resumed_config(experiment, words)
         with suppress(OSError):
             run_dir.rmdir()  # Hydra's new folder; the run goes on in its own
-    from fedmoe.simulations import run_experiment  # late: imports torch and flwr
+    with quick_start():
+        from fedmoe.simulations import run_experiment  # late: imports torch and flwr
 
     summary = run_experiment(experiment, run_dir)
     objective = summary.get("objective")
@@ -136,44 +148,37 @@ def _simulate(config: DictConfig) -> float | None:
 
 def _run(arguments: Sequence[str], full: bool) -> int:
     options = get_args_parser().parse_intermixed_args(arguments)
+    job = Job(full)
     passes_by = options.help or options.hydra_help or options.shell_completion
     if passes_by or options.experimental_rerun is not None:
-        plan = Plan(options.overrides, None)
-    else:
+        leave_to_hydra(arguments, options.overrides, options.overrides, job)
+        return 0 if job.error is None else _report(job.error, full)
+    with quick_start():
         plan = checked_plan(options)
-    job = Job(full)
-    decorate = hydra.main(CONFIG_PATH, CONFIG_NAME, VERSION_BASE)
     try:
-        with _command_line([*_flags(arguments, options.overrides), *plan.words]):
-            decorate(job)()
+        if only_runs(options):
+            launch(plan, job)
+        else:
+            leave_to_hydra(arguments, options.overrides, plan.words, job)
     finally:
-        table_code = _end_sweep(plan.sweep_dir, full)
+        table_code = _end_sweep(plan, full)
     return table_code if job.error is None else _report(job.error, full)
-
-
-def _flags(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The arguments that are no overrides, in their order."""
-    words = list(overrides)
-    flags = []
-    for argument in reversed(arguments):  # from the end: a flag's value precedes equal words
-        if words and argument == words[-1]:
-            words.pop()
-        elif argument != "--":
-            flags.append(argument)
-    return flags[::-1]
 
 
 # -------------------------------------------------------------------- the last words
 
 
-def _end_sweep(sweep_dir: Path | None, full: bool) -> int:
+def _end_sweep(plan: Plan, full: bool) -> int:
     """Print the table of a sweep that has begun, however it ended."""
-    if sweep_dir is None or not sweep_dir.is_dir():
+    if plan.sweep_dir is None or not plan.sweep_dir.is_dir():
         return 0
+    resumed = any(word.startswith("resume=") for word in plan.words)
+    if resumed and not any(path.is_dir() for path in plan.sweep_dir.iterdir()):
+        return 0  # all jobs went on in the directories of earlier runs
     try:
         from fedmoe.report import print_sweep  # late: reads results with heavier tools
 
-        print_sweep(sweep_dir)
+        print_sweep(plan.sweep_dir)
     except Exception as error:
         return _report(error, full)
     return 0
@@ -210,19 +215,8 @@ def _hydra_raises() -> Iterator[bool]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-@contextmanager
-def _command_line(arguments: Sequence[str]) -> Iterator[None]:
-    """Let Hydra read these arguments: it knows no other way in than `sys.argv`."""
-    before = sys.argv
-    sys.argv = [*before[:1], *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
 if __name__ == "__main__":
     # The importable module, not this copy of it: other launchers pickle its functions by name.
-    from fedmoe.simulate import main as importable_main
+    from fedmoe.simulate import command as importable_command
 
-    sys.exit(importable_main())
+    importable_command()

@@ -1,5 +1,6 @@
 """Hydra's composition of words into one configuration, with errors that a user understands."""
 
+import copy
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.core.utils import setup_globals
@@ -23,6 +24,37 @@ from fedmoe.errors import ConfigError
 CONFIG_PATH = "pkg://fedmoe.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+_EXPERIMENT = "experiment"
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, spared from composing once more what has been composed already.
+
+    Composing takes longer than the rounds of a small run, copying does not.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath) -> None:
+        super().__init__(search_path)
+        self._offered: dict[tuple[str, ...], DictConfig] = {}
+
+    def offer(self, words: Sequence[str], config: DictConfig) -> None:
+        """Keep a copy of the configuration of a run for when Hydra asks for these words."""
+        self._offered[tuple(words)] = copy.deepcopy(config)
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """See `ConfigLoader`; what was offered is handed out once."""
+        if run_mode == RunMode.RUN and (known := self._offered.pop(tuple(overrides), None)):
+            return known
+        return super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
 
 
 class Composer:
@@ -45,8 +77,8 @@ class Composer:
             if not directory.is_dir():
                 raise ConfigError(f"--config-dir {config_dir}: no such directory")
             search_path.prepend("command-line", f"file://{directory}", SearchPathQuery("schema"))
-        self.loader = ConfigLoaderImpl(search_path)
-        self._name = name or CONFIG_NAME
+        self.loader = Loader(search_path)
+        self.name = name or CONFIG_NAME
 
     def is_group(self, key: str) -> bool:
         """Whether the key is a configuration group, such as `model` or `hydra/launcher`."""
@@ -64,13 +96,16 @@ class Composer:
         """
         with _version_base():
             try:
-                return self._load(words, sweep)
+                config = self._load(words, sweep)
             except Exception as error:  # whatever Hydra stumbles over is in the words or the YAML
                 raise self._explain(words, error, sweep) from error
+            if _EXPERIMENT in config and (problem := self._misplaced(words)) is not None:
+                raise problem
+        return config
 
     def _load(self, words: Sequence[Word], sweep: bool) -> DictConfig:
         return self.loader.load_configuration(
-            self._name,
+            self.name,
             [word.text for word in words],
             RunMode.MULTIRUN if sweep else RunMode.RUN,
             validate_sweep_overrides=not sweep,
@@ -86,7 +121,8 @@ class Composer:
         for word, override in parsed:
             if self.is_group(override.key_or_group) and (why := self._wrong_option(override)):
                 return ConfigError(f"{word.shown}: {why}")
-        if (problem := self._wrong_key(parsed)) is not None:
+        problem = self._misplaced(words) or self._wrong_key(parsed)
+        if problem is not None:
             return problem
         swept = [word for word, override in parsed if override.is_sweep_override()]
         if swept and not sweep:
@@ -101,8 +137,22 @@ class Composer:
         for name in _chosen(override):
             if name not in options:
                 return f"no such option; {hint(name, options)}{allowed(options)}"
-        if override.is_force_add() or (override.is_add() and group != "experiment"):
+        if override.is_force_add() or (override.is_add() and group != _EXPERIMENT):
             return f"{group} has an option already; leave out the +"
+        return None
+
+    def _misplaced(self, words: Sequence[Word]) -> ConfigError | None:
+        """Look for an experiment whose keys end up below `experiment` for want of a header."""
+        for word in words:
+            if word.key != _EXPERIMENT or word.text.startswith("~"):
+                continue
+            for name in _chosen(OverridesParser.create().parse_override(word.text)):
+                found = self.loader.repository.load_config(f"{_EXPERIMENT}/{name}")
+                if found is not None and not found.header.get("package"):
+                    file = f"{found.path.removeprefix('file://')}/{_EXPERIMENT}/{name}.yaml"
+                    return ConfigError(
+                        f"{word.shown}: {file} has no line '# @package _global_' at its top; add it"
+                    )
         return None
 
     def _wrong_key(self, parsed: Sequence[tuple[Word, Override]]) -> ConfigError | None:

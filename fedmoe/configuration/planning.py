@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -20,13 +21,24 @@ from fedmoe.configuration.composition import Composer
 from fedmoe.configuration.words import Word, from_command_line, from_environment, merge
 from fedmoe.errors import ConfigError
 
+TASK_NAME = "simulate"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The words to give to Hydra, and the directory of a sweep."""
+    """What to give to Hydra.
+
+    Attributes:
+        words: the merged overrides.
+        composer: what they were checked with.
+        sweep: whether they make a sweep.
+        sweep_dir: its directory, where that is known before its jobs are.
+    """
 
     words: list[str]
-    sweep_dir: Path | None
+    composer: Composer
+    sweep: bool = False
+    sweep_dir: Path | None = None
 
 
 def checked_plan(options: argparse.Namespace) -> Plan:
@@ -37,17 +49,21 @@ def checked_plan(options: argparse.Namespace) -> Plan:
     """
     if options.multirun and options.cfg:
         raise ConfigError("--multirun and --cfg do not go together; leave one out")
+    JobRuntime.instance().set("name", TASK_NAME)  # a part of every configuration
     composer = Composer(options.config_path, options.config_dir, options.config_name)
     layers = [*from_environment(os.environ), *from_command_line(options.overrides)]
     words = merge(layers, composer.is_group)
+    texts = [word.text for word in words]
     master = composer.compose(words, sweep=True)
     if not (options.multirun or master.hydra.mode == RunMode.MULTIRUN):
         swept = any(_parse(composer, word).is_sweep_override() for word in words)
-        _check(composer.compose(words) if swept else master, words)  # refuses what is swept
-        return Plan([word.text for word in words], None)
+        config = composer.compose(words) if swept else master  # refuses what is swept
+        composer.loader.offer(texts, config)
+        _check(config, words)
+        return Plan(texts, composer)
     _check_jobs(composer, master, words)
     sweep_dir, pins = _pins(composer, master, words)
-    return Plan([*(word.text for word in words), *pins], sweep_dir)
+    return Plan([*texts, *pins, "hydra.mode=MULTIRUN"], composer, sweep=True, sweep_dir=sweep_dir)
 
 
 def _check_jobs(composer: Composer, master: DictConfig, words: Sequence[Word]) -> None:
@@ -88,11 +104,11 @@ def _pins(
     pins = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"]
     try:
         with _current(master):
-            directory = str(master.hydra.sweep.dir)
+            directory = Path(str(master.hydra.sweep.dir)).absolute()  # a worker may be elsewhere
     except OmegaConfBaseException:  # it names something that only a job knows
         return None, pins
-    literal = QuotedString(directory, Quote.single).with_quotes()
-    return Path(directory).absolute(), [*pins, f"hydra.sweep.dir={literal}"]
+    literal = QuotedString(str(directory), Quote.single).with_quotes()
+    return directory, [*pins, f"hydra.sweep.dir={literal}"]
 
 
 def _is_hydra(word: Word) -> bool:

@@ -7,16 +7,22 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fedmoe.config import load_config, to_json
+from fedmoe.configuration.composition import Composer
 from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import DataError, RunError
 from fedmoe.schema import ExperimentConfig
@@ -94,6 +100,68 @@ def test_load_config_works_inside_a_running_job(stage: Stage) -> None:
     assert (inner[0].model.name, inner[0].rounds) == ("moe", 7)
 
 
+def seen_by_jobs(stage: Stage, act: Callable[[], object]) -> list[dict[str, Any]]:
+    """What each job that `act` starts finds in Hydra's own node."""
+    nodes: list[dict[str, Any]] = []
+
+    def run(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
+        node = OmegaConf.to_container(HydraConfig.instance().cfg or OmegaConf.create())
+        assert isinstance(node, dict)
+        nodes.append({str(key): value for key, value in node.items()})
+        return {}
+
+    stage.run = run
+    act()
+    return nodes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+experiment=scarcity", "hydra.run.dir=here", "rounds=2"],
+        ["hydra.run.dir=here", "hydra.job.name=mine", "hydra.mode=RUN"],
+        ["--multirun", "rounds=1,2", "hydra.sweep.dir=here"],
+        ["hydra.mode=MULTIRUN", "rounds=1,2", "hydra.sweep.dir=here"],
+    ],
+    ids=" ".join,
+)
+def test_a_job_finds_what_hydras_own_main_would_have_given_it(
+    words: list[str], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = seen_by_jobs(stage, lambda: main(words))
+    monkeypatch.setattr("fedmoe.simulate.only_runs", lambda options: False)
+    theirs = seen_by_jobs(stage, lambda: main(words))
+    assert len(ours) >= 1
+    for node in (*ours, *theirs):
+        # Two ways to say which mode it is; what counts is hydra.mode, which stays.
+        overrides = node["hydra"]["overrides"]["hydra"]
+        overrides[:] = [word for word in overrides if not word.startswith("hydra.mode=")]
+    assert ours == theirs
+
+
+def test_what_was_composed_for_the_check_serves_one_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(*args: Any, **keywords: Any) -> Any:
+        composed.append(args)
+        return compose(*args, **keywords)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    JobRuntime.instance().set("name", "somebody else's")
+    assert main(["rounds=2", "name=job-${hydra:job.name}"]) == 0
+    assert len(composed) == 1
+    assert stage.runs[0][0].name == "job-simulate"
+    loader = Composer().loader
+    loader.offer(["rounds=2"], OmegaConf.create({"rounds": 7}))
+    first, second = (
+        loader.load_configuration("config", ["rounds=2"], RunMode.RUN) for _ in range(2)
+    )
+    assert (first.rounds, second.rounds) == (7, 2)
+
+
 def test_flags_may_stand_among_words(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model=moe", "--cfg", "job", "model.top_k=1", "--package", "model"]) == 0
     assert "top_k: 1" in capsys.readouterr().out
@@ -105,6 +173,25 @@ def test_a_directory_of_yaml_files_of_ones_own(stage: Stage, tmp_path: Path) -> 
     (tmp_path / "mine" / "model" / "big.yaml").write_text("name: mlp\nhidden: [512, 512]\n")
     assert main(["--config-dir", "mine", "model=big"]) == 0
     assert getattr(stage.runs[0][0].model, "hidden", None) == (512, 512)
+
+
+@pytest.mark.parametrize("content", ["rounds: 3\n", "defaults:\n- override /model: moe\n"])
+def test_an_experiment_without_its_header_is_told_so(
+    content: str, stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine" / "experiment" / "own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    line = (
+        f"fedmoe: error: +experiment=own: {file} has no line '# @package _global_' at its top; "
+        "add it\n"
+    )
+    for words in (["+experiment=own"], ["--multirun", "experiment=scarcity,own"]):
+        assert main(["--config-dir", "mine", *words]) == 2
+        assert capsys.readouterr().err == line
+    file.write_text(f"# @package _global_\n{content}")
+    assert main(["--config-dir", "mine", "experiment=own"]) == 0
+    assert len(stage.runs) == 1
 
 
 def test_the_network_calls_of_others_are_off_unless_asked_for(
@@ -306,6 +393,37 @@ def test_a_table_that_cannot_be_printed_fails_the_command(
     monkeypatch.setattr(sys.modules["fedmoe.report"], "print_sweep", print_sweep)
     assert main(["--multirun", "rounds=1"]) == 1
     assert capsys.readouterr().err == "fedmoe: error: no results\n"
+
+
+def test_a_sweep_of_resumed_runs_has_no_table_of_its_own(stage: Stage, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"run{number}").mkdir()
+        (tmp_path / f"run{number}" / "config.json").write_text(to_json(load_config()))
+    assert main(["--multirun", "resume=run1,run2", "hydra.sweep.dir=here"]) == 0
+    assert [config.resume for config, _ in stage.runs] == [
+        str(tmp_path / "run1"), str(tmp_path / "run2"),
+    ]  # fmt: skip
+    assert stage.tables == []
+
+
+def test_a_worker_elsewhere_writes_to_the_same_directory(stage: Stage, tmp_path: Path) -> None:
+    (node,) = seen_by_jobs(stage, lambda: main(["--multirun", "hydra.sweep.dir=out here"]))
+    assert node["hydra"]["sweep"]["dir"] == str(tmp_path / "out here")
+
+
+def test_a_killed_worker_is_one_line(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise BrokenProcessPool("a long story")
+
+    plugins = Plugins.instance().class_name_to_class
+    launcher = plugins["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert main(["--multirun", "rounds=1,2"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("fedmoe: error: a worker process of the sweep was killed")
+    assert err.count("\n") == 1
 
 
 def test_a_sweep_may_come_from_a_configuration(stage: Stage, tmp_path: Path) -> None:
