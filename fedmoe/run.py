@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +11,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
-from fedmoe.data import Federation, LazyFederation, class_counts
-from fedmoe.errors import DataError
 from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
+from fedmoe.pictures import draw_run
 from fedmoe.profiling import section
 from fedmoe.round_profile import PROFILE_FILE, RoundProfile, profile_totals
 from fedmoe.rounds import RoundLoop, RoundRecord
@@ -30,8 +28,6 @@ from fedmoe.tracking import (
     git_commit,
     load_checkpoint,
     open_progress,
-    plot_learning,
-    plot_partition,
     print_summary,
     save_checkpoint,
     versions,
@@ -39,7 +35,6 @@ from fedmoe.tracking import (
 from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
-_MOST_MADE_TO_DRAW = 100
 LINE_FILES = (
     "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", PROFILE_FILE
 )  # fmt: skip
@@ -244,31 +239,6 @@ def conduct(run: FederationRun) -> dict[str, Any]:
             raise
         finally:
             if run.config.tracking.plots:
-                _draw(run.experiment, run.directory)
+                draw_run(run.experiment, run.directory)
         print_summary(summary, run.directory.path)
     return summary
-
-
-def _draw(experiment: Experiment, directory: RunDirectory) -> None:
-    """Who has which labels, and how learning went."""
-    data = experiment.data
-    _draw_partition(data, directory.path / "partition.png")
-    records = directory.read_lines("metrics.jsonl")
-    if records:
-        title = f"{experiment.config.name} on {data.name} ({data.num_clients} clients)"
-        plot_learning(records, directory.path / "learning.png", title)
-
-
-def _draw_partition(data: Federation, path: Path) -> None:
-    """Of clients that are made on demand, the first ones."""
-    try:
-        shown = (
-            data.only(np.arange(min(data.num_clients, _MOST_MADE_TO_DRAW)))
-            if isinstance(data, LazyFederation)
-            else data
-        )
-    except DataError as error:
-        _LOG.warning("no %s: %s", path.name, error)
-        return
-    names = [shown.client_name(client) for client in range(shown.num_clients)]
-    plot_partition(class_counts(shown), data.task.class_names, names, path, data.num_clients)

@@ -22,7 +22,8 @@ from fedmoe.insight import Guidance
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Records, Stack, gather, shared
 from fedmoe.messages.broadcast import distinct_contents
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.models import Parameters
 
 _LOG = logging.getLogger("fedmoe.clients.answering")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fedmoe.data.federation import Ints
 from fedmoe.messages.arrays import Stack, from_record, lazy_record, stack_of
 from fedmoe.messages.broadcast import Broadcast, distinct_contents
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.models import Parameters
 

@@ -17,7 +17,8 @@ from typing_extensions import override
 from fedmoe.clients import Experiment
 from fedmoe.clients.states import restored_state, saved_state
 from fedmoe.data import Ints, LazyFederation
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.profiling import current_profile, section
 from fedmoe.schema import RayConfig
 from fedmoe.simulations.cohort_grid import FIRST_NODE_ID, CohortGrid

@@ -19,7 +19,8 @@ from fedmoe.guard import ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.replies import Part, Replies, example_weights, weighted_sum
+from fedmoe.messages.parts import Part, example_weights, weighted_sum
+from fedmoe.messages.replies import Replies
 from fedmoe.profiling import section
 
 

@@ -21,7 +21,8 @@ from fedmoe.errors import RunError
 from fedmoe.messages import words
 from fedmoe.messages.arrays import lazy_record
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.replies import Replies, example_weights
+from fedmoe.messages.parts import example_weights
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.models import Parameters
 

@@ -25,7 +25,8 @@ from fedmoe.insight import Insight, Memory, MetaLearner
 from fedmoe.insight.insight import implausible
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.schema import InsightConfig
 from fedmoe.strategies.local import Local

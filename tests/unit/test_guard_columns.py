@@ -24,7 +24,8 @@ from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Records, Stack, to_record
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType, ensure_task_identity, unchecked_metrics
 from fedmoe.phase import Phase, message_sizes
 from fedmoe.schema import InProcessConfig

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from fedmoe.messages.arrays import Records, Stack, content_bytes, stack_of, to_record
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.replies import Part, Replies, example_weights, weighted_sum
+from fedmoe.messages.parts import Part, example_weights, weighted_sum
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
 
 Arrays = dict[str, NDArray[Any]]

@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedmoe.insight import Guidance, Insight
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Records, Stack
-from fedmoe.messages.replies import Part
+from fedmoe.messages.parts import Part
 
 INSIGHT = Insight(
     client_id=1,

@@ -13,7 +13,8 @@ from fedmoe.config import load_config, to_json
 from fedmoe.guard import ReplyGuard
 from fedmoe.messages.arrays import Stack, plain, to_record
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.replies import Part, Replies
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import wire_bytes, with_content
 from fedmoe.rounds import RoundLoop
 from fedmoe.schema import ExperimentConfig

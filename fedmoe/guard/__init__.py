@@ -1,0 +1,157 @@
+"""The reply guard: what every reply must satisfy before a strategy sees it.
+
+Stock strategies average whatever comes and end the run at the first malformed reply; a strategy
+behind the guard only sees replies that fit, and a bad one is that client's recorded failure.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+from fedmoe.errors import ReplyError
+from fedmoe.guard.columns import doubtful, part_kind
+from fedmoe.guard.message_check import MessageCheck, one_line
+from fedmoe.messages import words
+from fedmoe.messages.replies import Replies
+from fedmoe.schema import RuntimeBase
+
+
+@dataclass
+class Inspection:
+    """A phase's replies after the guard.
+
+    Attributes:
+        good: replies that the strategy may see; messages by node id, columns as they were asked.
+        failures: reason by node id, for everyone else who was asked.
+        bytes_up: bytes of each good reply, by node id.
+    """
+
+    good: Sequence[Message] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    bytes_up: dict[int, int] = field(default_factory=dict)
+
+    def drop_failures(self) -> None:
+        """Forget the replies of nodes that turned out to be failures."""
+        if not self.failures.keys() & self.bytes_up.keys():
+            return
+        nodes = [reply.metadata.src_node_id for reply in self.good]
+        keep = [place for place, node in enumerate(nodes) if node not in self.failures]
+        if isinstance(self.good, Replies):
+            self.good = self.good.select(np.array(keep, dtype=np.int64))
+        else:
+            self.good = [self.good[place] for place in keep]
+        self.bytes_up = {n: size for n, size in self.bytes_up.items() if n not in self.failures}
+
+
+class ReplyGuard:
+    """Checks keys, shapes, dtypes, finiteness, counts and bytes of replies.
+
+    A strategy may add a check of its own: a method `check_reply(message)` that raises
+    `ValueError`. Where replies are stacked, a method `doubtful_replies(part, nodes)` spares the
+    messages: it returns which of them, (P,), `check_reply` is to look at; the others are good.
+    """
+
+    def __init__(self, config: RuntimeBase, strategy: Strategy | None = None) -> None:
+        self.config, self._strategy = config, strategy
+        self._doubts = getattr(strategy, "doubtful_replies", None)
+
+    def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
+        """Sort the replies to `sent` into good ones and failures; order does not matter."""
+        if (
+            isinstance(replies, Replies)
+            and replies.requests is sent
+            and len(set(replies.nodes)) == len(replies)
+        ):
+            return self._inspect_columns(replies)
+        result, good = Inspection(), list[Message]()
+        asked = {message.metadata.dst_node_id: message for message in sent}
+        seen: set[int] = set()
+        check = MessageCheck(self.config, self._strategy)
+        for reply in sorted(replies, key=lambda one: one.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            if node not in asked:
+                continue  # nobody to blame: the network delivered what nobody asked for
+            try:
+                if node in seen:
+                    raise ReplyError("more than one reply")
+                seen.add(node)
+                size = check(reply, asked[node])
+            except Exception as error:  # hostile input may raise anything
+                result.failures[node] = one_line(error)
+                continue
+            good.append(reply)
+            result.bytes_up[node] = size
+        result.good = good
+        for node in asked.keys() - seen:
+            result.failures[node] = "no reply before the deadline"
+        result.drop_failures()
+        _refuse_odd_contents(result)
+        result.drop_failures()
+        return result
+
+    def _inspect_columns(self, replies: Replies) -> Inspection:
+        """The same verdicts; a message is made only of a reply that may be bad."""
+        check = MessageCheck(self.config, self._strategy)
+        nodes, result = replies.nodes, Inspection()
+        sizes = np.zeros(len(replies), dtype=np.int64)
+        suspect = np.full(len(replies), False)
+        suspect[list(replies.plain)] = True
+        for part in replies.parts:
+            sizes[part.rows] = part.bytes_per_reply
+            request = replies.requests[int(part.rows[0])]
+            own = [nodes[row] for row in part.rows.tolist()]
+            suspect[part.rows] |= doubtful(part, own, request, check, self._doubts)
+        good = np.full(len(replies), True)
+        for row in np.flatnonzero(suspect).tolist():
+            try:
+                sizes[row] = check(replies[row], replies.requests[row])
+            except Exception as error:
+                result.failures[nodes[row]] = one_line(error)
+                good[row] = False
+        result.good = replies.select(np.flatnonzero(good))
+        result.bytes_up = {
+            node: size
+            for node, size, passed in zip(nodes, sizes.tolist(), good.tolist(), strict=True)
+            if passed
+        }
+        loose = good[list(replies.plain)].any()
+        if loose or len({part_kind(part) for part in replies.parts}) > 1:
+            _refuse_odd_contents(result)
+            result.drop_failures()
+        return result
+
+
+def _refuse_odd_contents(result: Inspection) -> None:
+    """All replies must hold the same records and metrics.
+
+    Strategies average metrics by name, and Flower's own refuse the whole round if one reply has
+    a record more than the others.
+    """
+    kinds = {
+        (tuple(r.content), tuple(map(type, r.content.values())), tuple(r.content[words.METRICS]))
+        for r in result.good
+    }
+    if len(kinds) <= 1:
+        return
+    labels = [_labels(reply.content) for reply in result.good]
+    usual = Counter(labels).most_common(1)[0][0]
+    for reply, own in zip(result.good, labels, strict=True):
+        if own != usual:
+            odd = ReplyError(f"differs from the other replies in {', '.join(sorted(own ^ usual))}")
+            result.failures[reply.metadata.src_node_id] = one_line(odd)
+
+
+def _labels(content: RecordDict) -> frozenset[str]:
+    """What a reply holds: its records, and the names of its metrics."""
+    records = {f"{key} ({_record_kind(record)})" for key, record in content.items()}
+    return frozenset(records.union(content[words.METRICS]))
+
+
+def _record_kind(record: object) -> str:
+    if isinstance(record, ArrayRecord):
+        return "arrays"
+    return "metrics" if isinstance(record, MetricRecord) else "config"

@@ -1,0 +1,39 @@
+"""The pictures that a run leaves behind."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from fedmoe.clients import Experiment
+from fedmoe.data import Federation, LazyFederation, class_counts
+from fedmoe.errors import DataError
+from fedmoe.tracking import RunDirectory, plot_learning, plot_partition
+
+_LOG = logging.getLogger("fedmoe.pictures")
+_MOST_MADE_TO_DRAW = 100
+
+
+def draw_run(experiment: Experiment, directory: RunDirectory) -> None:
+    """Who has which labels, and how learning went."""
+    data = experiment.data
+    _draw_partition(data, directory.path / "partition.png")
+    records = directory.read_lines("metrics.jsonl")
+    if records:
+        title = f"{experiment.config.name} on {data.name} ({data.num_clients} clients)"
+        plot_learning(records, directory.path / "learning.png", title)
+
+
+def _draw_partition(data: Federation, path: Path) -> None:
+    """Of clients that are made on demand, the first ones."""
+    try:
+        shown = (
+            data.only(np.arange(min(data.num_clients, _MOST_MADE_TO_DRAW)))
+            if isinstance(data, LazyFederation)
+            else data
+        )
+    except DataError as error:
+        _LOG.warning("no %s: %s", path.name, error)
+        return
+    names = [shown.client_name(client) for client in range(shown.num_clients)]
+    plot_partition(class_counts(shown), data.task.class_names, names, path, data.num_clients)
