@@ -22,7 +22,7 @@ MODELS = {
 }
 TRAINING = (
     f"training=sgd training.epochs=1 training.batch_size={BATCH_SIZE} training.momentum=0 "
-    f"training.learning_rate={LEARNING_RATE} training.num_threads=1"
+    f"training.learning_rate={LEARNING_RATE} training.num_threads=1 training.device=cpu"
 )
 # A run that goes on until it is stopped, and writes down all that a run writes down.
 QUIET = (

@@ -13,6 +13,7 @@ HERE = {
     OURS: "ours WORK",
     "ours + evaluation": "ours WORK evaluate_every=1",
     "ours on Ray": "ours WORK runtime=ray",
+    "ours on a GPU": "ours WORK training.device=cuda",
     "ours, stock FedAvg": "ours WORK strategy=stock strategy.class_name=FedAvg",
     CEILING: "ceiling WORK",
     "loop, our NumPyClient": "loop fedmoe WORK",

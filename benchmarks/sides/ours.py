@@ -52,6 +52,8 @@ def main() -> None:
         try:
             with patch.object(RunDirectory, "append", append_and_wait):
                 run_experiment(config, run_dir)
+        except ConfigError as error:  # no Ray, no GPU
+            parent.say(refused=str(error))
         except KeyboardInterrupt:
             parent.say(loss=None if source == "-" else final_loss(Path(source), run_dir))
 

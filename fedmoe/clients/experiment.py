@@ -25,27 +25,25 @@ class Experiment:
         data: every client's data, or what makes them on demand.
         model: the architecture; its parameters are the initial ones.
         initial: initial parameters, the same for every client since they come from the seed.
+        device: where clients train and where their samples lie.
     """
 
     config: ExperimentConfig
     data: Federation
     model: nn.Module
     initial: Parameters
+    device: torch.device
 
     @classmethod
     def of(cls, config: ExperimentConfig, data: Federation) -> "Experiment":
-        """Build the model for the data."""
-        model = build_model(config.model, data.task, config.seed)
-        return cls(config, data, model, parameters_of(model))
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where clients train and where their samples lie: `training.device`.
+        """Build the model for the data.
 
         Raises:
-            ConfigError: CUDA is asked for, and there is none.
+            ConfigError: a model that cannot be built, or a device that is not there.
         """
-        return resolve_device(self.config.training.device)
+        device = resolve_device(config.training.device)
+        model = build_model(config.model, data.task, config.seed)
+        return cls(config, data, model, parameters_of(model), device)
 
     @cached_property
     def pool(self) -> Pool:
