@@ -15,8 +15,10 @@ from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import set_message_id, wire_bytes
+from fedmoe.rounds import RoundLoop
 from fedmoe.simulations import InProcessGrid
-from fedmoe.strategies import FedAvg, FedProx, Local, StackedFedAvg
+from fedmoe.standing import Standing
+from fedmoe.strategies import FedAvg, FedProx, Local, StackedFedAvg, build_strategy
 
 CLIENTS = 7
 WORDS = [
@@ -187,3 +189,35 @@ def test_an_unknown_node_and_a_broadcast() -> None:
     assert sorted((r.metadata.src_node_id, r.has_error()) for r in replies) == [
         (2, False), (3, False), (99, True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy=fedavg", "runtime.shard_size=3"],
+        ["strategy=fedprox", "model=mlp"],
+        ["strategy=fedadam"],
+        ["strategy=local", "training.reset_optimizer=false"],
+        ["strategy=insight"],
+        ["strategy=insight", "data=digits", "partition=iid", "partition.num_clients=5"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_every_tensor_is_made_where_the_clients_train(words: list[str]) -> None:
+    """A GPU's stand-in: whatever does not say where it is made ends up on `meta`, and fails."""
+    given = [word for word in WORDS if not ("data=digits" in words and "data" in word)]
+    config = load_config([*given, *words, "rounds=2"])
+    experiment = load_experiment(to_json(config))
+    grid = InProcessGrid(experiment)
+    failures = []
+    loop = RoundLoop(
+        config=config,
+        strategy=build_strategy(config, experiment.data.task),
+        grid=grid,
+        standing=Standing(to_record(experiment.initial)),
+        client_of=grid.client_id,
+        on_round=lambda record: failures.append(record.clients["reason"]),
+    )
+    with torch.device("meta"):
+        assert loop.run() == "completed"
+    assert {reason for round in failures for reason in round} == {None}
