@@ -25,6 +25,8 @@ WORDS = [
     "data=synthetic_linear", f"data.num_clients={CLIENTS}", "partition=natural", "model=linear",
 ]  # fmt: skip
 
+DIGITS = ["data=digits", "partition=iid", "partition.num_clients=5"]
+
 
 def experiment_of(*more: str) -> Experiment:
     return load_experiment(to_json(load_config([*WORDS, *more])))
@@ -195,18 +197,17 @@ def test_an_unknown_node_and_a_broadcast() -> None:
     "words",
     [
         ["strategy=fedavg", "runtime.shard_size=3"],
-        ["strategy=fedprox", "model=mlp"],
+        ["strategy=fedprox", "model=moe", *DIGITS],
         ["strategy=fedadam"],
         ["strategy=local", "training.reset_optimizer=false"],
         ["strategy=insight"],
-        ["strategy=insight", "data=digits", "partition=iid", "partition.num_clients=5"],
+        ["strategy=insight", *DIGITS],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
 def test_every_tensor_is_made_where_the_clients_train(words: list[str]) -> None:
     """A GPU's stand-in: whatever does not say where it is made ends up on `meta`, and fails."""
-    given = [word for word in WORDS if not ("data=digits" in words and "data" in word)]
-    config = load_config([*given, *words, "rounds=2"])
+    config = load_config([*([] if DIGITS[0] in words else WORDS), *words, "rounds=2"])
     experiment = load_experiment(to_json(config))
     grid = InProcessGrid(experiment)
     failures = []
