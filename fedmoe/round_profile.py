@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fedmoe.profiling import SECTIONS, Profile
 from fedmoe.tracking import RunDirectory
@@ -13,29 +11,20 @@ PROFILE_FILE = "profile.jsonl"
 
 
 class RoundProfile:
-    """Writes a line per round; a context manager, within which sections are counted."""
+    """Writes a line per round.
+
+    Attributes:
+        profile: counts the sections while it is at work.
+    """
 
     def __init__(self, directory: RunDirectory) -> None:
-        self._directory, self._profile = directory, Profile()
-        self._stack, self._started = ExitStack(), 0.0
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(self._profile.at_work())
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+        self.profile = Profile()
+        self._directory, self._started = directory, time.perf_counter()
 
     def end_round(self, number: int) -> None:
         """Write the line of the round that is over; `other` is what no section counted."""
         seconds = time.perf_counter() - self._started
-        found = self._profile.take()
+        found = self.profile.take()
         line = {"round": number, **{name: found.get(name, 0.0) for name in SECTIONS}}
         line |= {"other": seconds - sum(found.values()), "seconds": seconds}
         self._directory.append(PROFILE_FILE, line)

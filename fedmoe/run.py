@@ -120,7 +120,7 @@ class FederationRun:
         mode, start = self.config.tracking.progress, self.standing.round
         profile = RoundProfile(self.directory) if self.config.tracking.profile else None
         with (
-            profile or nullcontext(),
+            profile.profile.at_work() if profile else nullcontext(),
             deferred_interrupt() as interrupted,
             open_progress(mode, self.config.rounds, start) as progress,
         ):

@@ -7,19 +7,19 @@ Letters: C nodes that are sent to.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedmoe.data.federation import Ints
+from fedmoe.messages.on_demand import MessagesOnDemand
 from fedmoe.messages.seams import RecordType, unchecked_records
 
 Distinct = tuple[RecordDict, str, Ints]
 
 
-class Broadcast(Sequence[Message]):
+class Broadcast(MessagesOnDemand):
     """A list of messages of one kind that share their records.
 
     A message, once made, is kept, so that whoever changes it changes what is sent. Arrays are
@@ -52,29 +52,17 @@ class Broadcast(Sequence[Message]):
         if len(set(nodes)) < len(nodes):
             node = next(node for node, count in Counter(nodes).items() if count > 1)
             raise ValueError(f"node {node} is asked more than once")
+        super().__init__({})
         self.nodes, self.kind, self.records = nodes, kind, dict(records)
         self.personal, self.mergeable = personal, mergeable
-        self._made: dict[int, Message] = {}
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    @overload
-    def __getitem__(self, index: int) -> Message: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Message]: ...
-    def __getitem__(self, index: int | slice) -> Message | list[Message]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]  # counts from the end, and raises IndexError
-        if place not in self._made:
-            self._made[place] = Message(
-                content=self._content(place), message_type=self.kind, dst_node_id=self.nodes[place]
-            )
-        return self._made[place]
-
-    def __iter__(self) -> Iterator[Message]:
-        return map(self.__getitem__, range(len(self)))
+    def _make(self, place: int) -> Message:
+        return Message(
+            content=self._content(place), message_type=self.kind, dst_node_id=self.nodes[place]
+        )
 
     @property
     def has_made(self) -> bool:

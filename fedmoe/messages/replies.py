@@ -6,8 +6,9 @@ read the columns; Flower's read the same replies as ordinary messages.
 Letters: C replies, P of them in one part.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast, overload
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from fedmoe.data.federation import Ints
 from fedmoe.messages import words
 from fedmoe.messages.arrays import CohortRecord, Numbers, Stack, gather
 from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.on_demand import MessagesOnDemand
 from fedmoe.messages.parts import Part, weighted_sum
 from fedmoe.models.base import Parameters
 
 
-class Replies(Sequence[Message]):
+class Replies(MessagesOnDemand):
     """Replies to some requests: a list of messages, and columns over all of them.
+
+    Columns do not follow what is changed in a message: `Replies.of(list(replies))` reads the
+    messages again.
 
     Attributes:
         requests: what is replied to, one for each reply; its order is that of the columns.
@@ -34,8 +39,8 @@ class Replies(Sequence[Message]):
     def __init__(
         self, requests: Sequence[Message], parts: Sequence[Part], plain: Mapping[int, Message]
     ) -> None:
+        super().__init__(plain)
         self.requests, self.parts, self.plain = requests, parts, dict(plain)
-        self._made = dict(plain)
 
     @classmethod
     def of(cls, replies: Iterable[Message]) -> "Replies":
@@ -55,26 +60,18 @@ class Replies(Sequence[Message]):
     def __len__(self) -> int:
         return len(self.requests)
 
-    @overload
-    def __getitem__(self, index: int) -> Message: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Message]: ...
-    def __getitem__(self, index: int | slice) -> Message | list[Message]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        if place not in self._made:
-            part = next(part for part in self.parts if place in part.rows)
-            content = part.content(int(np.flatnonzero(part.rows == place)[0]))
-            self._made[place] = Message(content, reply_to=self.requests[place])
-        return self._made[place]
+    @cached_property
+    def _where(self) -> tuple[Ints, Ints]:
+        """The part that each reply is in, and its place there, (C,) each."""
+        part_C, place_C = np.zeros((2, len(self)), dtype=np.int64)
+        for index, part in enumerate(self.parts):
+            part_C[part.rows], place_C[part.rows] = index, np.arange(len(part.rows))
+        return part_C, place_C
 
-    def __iter__(self) -> Iterator[Message]:
-        for part in self.parts:
-            for place, row in enumerate(part.rows.tolist()):
-                if row not in self._made:
-                    self._made[row] = Message(part.content(place), reply_to=self.requests[row])
-        return iter([self._made[row] for row in range(len(self))])
+    def _make(self, place: int) -> Message:
+        part_C, place_C = self._where
+        content = self.parts[part_C[place]].content(int(place_C[place]))
+        return Message(content, reply_to=self.requests[place])
 
     @property
     def nodes(self) -> list[int]:
