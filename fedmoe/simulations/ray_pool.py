@@ -37,19 +37,36 @@ class WorkerPool:
     def __init__(self, experiment: Experiment, config: RayConfig) -> None:
         self._ray, self._ours = connect(config)
         self._config, self._restarts = config, 0
+        self._workers: list[Any] = []
+        try:
+            count = number_of_workers(self._ray, config)
+            self._arguments = (to_json(experiment.config), sys.path, self._factories())
+        except ConfigError:
+            self.close()  # or the next run of this process would find this Ray, and join it
+            raise
         self._remote = self._ray.remote(Worker).options(
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_restarts=0
         )
-        # Factories as bytes: a worker can only read them once it looks for modules where we do.
-        factories = self._ray.cloudpickle.dumps([one.factories for one in REGISTRIES])
-        self._arguments = (to_json(experiment.config), sys.path, factories)
-        count = number_of_workers(self._ray, config)
         self._workers = [self._start() for _ in range(count)]
         self._writes: list[list[Any]] = [[] for _ in range(count)]  # references, oldest first
 
     def __len__(self) -> int:
         """Number of workers."""
         return len(self._workers)
+
+    def _factories(self) -> bytes:
+        """The user's own; as bytes: a worker reads them once it looks for modules where we do.
+
+        Raises:
+            ConfigError: they cannot be sent.
+        """
+        try:
+            return bytes(self._ray.cloudpickle.dumps([one.factories for one in REGISTRIES]))
+        except Exception as error:  # pickle raises what it likes
+            raise ConfigError(
+                f"runtime=ray: what is registered cannot be sent to workers ({error}); it can be "
+                "where it is in a module of its own"
+            ) from error
 
     def _start(self) -> Any:
         return self._remote.remote(*self._arguments)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,6 +37,7 @@ from fedmoe.strategies import FedAvg, Local, StackedFedAvg, build_strategy
 from fedmoe.tracking import load_checkpoint
 
 ray = pytest.importorskip("ray")
+from fedmoe.simulations import ray_pool  # noqa: E402
 from fedmoe.simulations.parcels import parcels  # noqa: E402
 from fedmoe.simulations.ray_grid import RayGrid, dealt  # noqa: E402
 
@@ -279,6 +281,23 @@ def test_clients_are_dealt_by_their_samples() -> None:
 def test_more_than_the_cluster_has_is_refused(word: str, reason: str, trap: Path) -> None:
     with pytest.raises(ConfigError, match=reason):
         on_ray(config_of(trap, *ON_RAY, word))
+
+
+def test_a_run_that_is_refused_leaves_no_ray_behind(
+    trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next run of the process would find it, and not the cluster that it names."""
+    ended: list[bool] = []
+    monkeypatch.setattr(ray_pool, "connect", lambda config: (ray, True))
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(ConfigError):
+        on_ray(config_of(trap, *ON_RAY, "runtime.workers=5"))
+    lock = threading.Lock()
+    with monkeypatch.context() as patch:
+        patch.setitem(models.REGISTRY.factories, "locked", lambda task: lock)
+        with pytest.raises(ConfigError, match=r"cannot be sent to workers \(cannot pickle"):
+            on_ray(config_of(trap, *ON_RAY))
+    assert ended == [True, True]
 
 
 def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
