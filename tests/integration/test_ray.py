@@ -300,6 +300,35 @@ def test_a_run_that_is_refused_leaves_no_ray_behind(
     assert ended == [True, True]
 
 
+def test_messages_that_differ_are_one_cohort_for_each_worker(grid: RayGrid, trap: Path) -> None:
+    """A strategy may change its messages one by one, and the weights of some."""
+    alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
+    initial = load_experiment(to_json(config_of(trap))).initial
+    replies = []
+    for where in (grid, alone):
+        messages = list(
+            FedAvg(seed=0).configure_train(1, to_record(initial), ConfigRecord(), where)
+        )
+        for number, message in enumerate(messages):
+            message.content["note"] = ConfigRecord({"number": number})
+        messages[2].content["arrays"] = to_record({n: p + 1 for n, p in initial.items()})
+        replies.append(where.send_and_receive(messages))
+    there, here = replies
+    assert isinstance(there, Replies) and isinstance(here, Replies)
+    assert len(there.parts) == sum(-(-int(n) // 4) for n in np.bincount(grid.owner_K))
+    for name, stacked in here.arrays().items():
+        torch.testing.assert_close(there.arrays()[name], stacked, rtol=0, atol=1e-5)
+
+
+def test_a_node_that_is_asked_twice_answers_twice(grid: RayGrid, trap: Path) -> None:
+    initial = to_record(load_experiment(to_json(config_of(trap))).initial)
+    sent = list(FedAvg(seed=0).configure_train(1, initial, ConfigRecord(), grid))
+    again = list(FedAvg(seed=0).configure_train(1, initial, ConfigRecord(), grid))
+    replies = list(grid.send_and_receive([*sent, *again[:2]]))
+    assert len(replies) == len(sent) + 2
+    assert not any(reply.has_error() for reply in replies)
+
+
 def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
     """What is sent to a worker: weights by reference, once; personal records once each."""
     store: list[Any] = []
