@@ -49,6 +49,7 @@ class WorkerPool:
         )
         self._workers = [self._start() for _ in range(count)]
         self._writes: list[list[Any]] = [[] for _ in range(count)]  # references, oldest first
+        self._restoring: dict[int, Any] = {}  # by worker, what nobody has looked at yet
 
     def __len__(self) -> int:
         """Number of workers."""
@@ -116,6 +117,7 @@ class WorkerPool:
         except self._ray.exceptions.RayError as error:
             self._restart(worker, error)
             return None
+        self._check_restored(worker)
         if found.has_written:
             self._writes[worker].append(written)
             self._join_writes(worker)
@@ -142,8 +144,29 @@ class WorkerPool:
         """Start a worker afresh, with its clients as they were after the last whole call."""
         self._ray.kill(self._workers[worker])
         self._workers[worker] = self._start()
+        self._restoring.pop(worker, None)
         if self._writes[worker]:
-            self._workers[worker].restore.remote(*self._writes[worker])
+            self._give_back(worker)
+
+    def _give_back(self, worker: int) -> None:
+        """Let a worker's clients go on from what was written."""
+        self._restoring[worker] = self._workers[worker].restore.remote(*self._writes[worker])
+
+    def _check_restored(self, worker: int) -> None:
+        """See that a worker which has answered had its clients' private state.
+
+        Raises:
+            RunError: it is lost, and the clients have begun anew.
+        """
+        if worker not in self._restoring:
+            return
+        try:
+            self._ray.get(self._restoring.pop(worker))
+        except self._ray.exceptions.RayError as error:
+            raise RunError(
+                f"the private state of worker {worker}'s clients is lost with the machine that "
+                f"held it ({type(error).__name__}); a checkpoint has what there was"
+            ) from error
 
     def _join_writes(self, worker: int) -> None:
         """Many calls' writes into one, lest they pile up; if that fails they stay as they are."""
@@ -172,6 +195,7 @@ class WorkerPool:
             _, everything = self._workers[worker].everything.options(num_returns=2).remote()
             try:
                 found: list[Kept] = self._ray.get(everything)
+                self._check_restored(worker)
                 return found
             except self._ray.exceptions.RayError as error:
                 self._restart(worker, error)
@@ -179,7 +203,7 @@ class WorkerPool:
     def restore(self, worker: int, kept: list[Kept]) -> None:
         """Give a worker's clients their private arrays back."""
         self._writes[worker] = [self._ray.put(kept)] if kept else []
-        self._workers[worker].restore.remote(*self._writes[worker])
+        self._give_back(worker)
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""

@@ -210,6 +210,16 @@ def test_private_state_outlives_its_worker(grid: RayGrid, trap: Path) -> None:
     assert_same(by_client(grid.state()), by_client(alone.state()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of `free`
+def test_private_state_that_is_lost_ends_the_run(grid: RayGrid, trap: Path) -> None:
+    """Clients that silently began anew would be in the results."""
+    train(grid, trap, Local(seed=0), 1)
+    ray._private.internal_api.free(grid.pool._writes[0])
+    ray.kill(grid.pool._workers[0])
+    with pytest.raises(RunError, match="private state of worker 0's clients is lost"):
+        train(grid, trap, Local(seed=0), 2)
+
+
 def test_state_goes_to_other_workers_than_it_came_from(grid: RayGrid, trap: Path) -> None:
     alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
     train(alone, trap, Local(seed=0), 1)
