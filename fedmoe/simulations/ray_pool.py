@@ -4,7 +4,6 @@ Whoever can join the Ray cluster can run code on it: a cluster is one domain of 
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from fedmoe.config import to_json
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.schema import RayConfig
 from fedmoe.simulations.parcels import Arrays, Parcel
+from fedmoe.simulations.ray_cluster import connect, first_line, number_of_workers
 from fedmoe.simulations.ray_worker import REGISTRIES, Answered, Worker
 
 _LOG = logging.getLogger("fedmoe.simulations.WorkerPool")
@@ -134,10 +134,10 @@ class WorkerPool:
         self._restarts += 1
         if self._restarts > self._config.max_restarts:
             raise RunError(
-                f"worker {worker} was lost ({_first_line(error)}), and "
+                f"worker {worker} was lost ({first_line(error)}), and "
                 f"runtime.max_restarts={self._config.max_restarts} are used up"
             ) from error
-        _LOG.warning("worker %d was lost and is started again: %s", worker, _first_line(error))
+        _LOG.warning("worker %d was lost and is started again: %s", worker, first_line(error))
         self._replace(worker)
 
     def _replace(self, worker: int) -> None:
@@ -214,57 +214,5 @@ class WorkerPool:
             self._ray.shutdown()
 
 
-def connect(config: RayConfig) -> tuple[Any, bool]:
-    """The `ray` module, connected; and whether Ray was started here.
-
-    Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing that we start phones home
-    # Ray warns of a change to come; `Worker` itself sees to it that no GPU means none.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError("runtime=ray needs Ray: pip install 'fedmoe[ray]'") from error
-    if ray.is_initialized():
-        return ray, False
-    quiet: dict[str, Any] = {
-        "include_dashboard": False, "log_to_driver": False, "configure_logging": False,
-    }  # fmt: skip
-    try:
-        if config.address == "local":
-            ray.init(address="local", **quiet)
-        else:
-            ray.init(address=config.address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = f"no such cluster ({_first_line(error)})"
-        raise ConfigError(f"runtime.address={config.address}: {reason}") from error
-    return ray, True
-
-
-def number_of_workers(ray: Any, config: RayConfig) -> int:
-    """As many workers as are wanted, or as the cluster has room for.
-
-    Raises:
-        ConfigError: there is no room for them.
-    """
-    has = ray.cluster_resources()
-    room = has.get("CPU", 0) / config.cpus_per_worker
-    if config.gpus_per_worker:
-        room = min(room, has.get("GPU", 0) / config.gpus_per_worker)
-    if room < max(1, config.workers or 1):
-        raise ConfigError(
-            f"runtime.workers={config.workers or 1} with {config.cpus_per_worker:g} CPUs and "
-            f"{config.gpus_per_worker:g} GPUs each: the cluster has {has.get('CPU', 0):g} CPUs "
-            f"and {has.get('GPU', 0):g} GPUs"
-        )
-    return config.workers or int(room)
-
-
 def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -39,6 +39,7 @@ from fedmoe.tracking import load_checkpoint
 ray = pytest.importorskip("ray")
 from fedmoe.simulations import ray_pool  # noqa: E402
 from fedmoe.simulations.parcels import parcels  # noqa: E402
+from fedmoe.simulations.ray_cluster import connect  # noqa: E402
 from fedmoe.simulations.ray_grid import RayGrid, dealt  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files
@@ -291,6 +292,28 @@ def test_clients_are_dealt_by_their_samples() -> None:
 def test_more_than_the_cluster_has_is_refused(word: str, reason: str, trap: Path) -> None:
     with pytest.raises(ConfigError, match=reason):
         on_ray(config_of(trap, *ON_RAY, word))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("nowhere.invalid:1", "no such cluster"),
+        ("127.0.0.1:1", "no such cluster .*refused"),
+        ("127.0.0.1", "must be local, auto or HOST:PORT"),
+    ],
+)
+def test_an_address_where_nobody_listens_is_refused_at_once(
+    address: str, reason: str, trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: object) -> None:
+        raise AssertionError("Ray would try for minutes")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    config = config_of(trap, *ON_RAY, f"runtime.address={address}").runtime
+    assert isinstance(config, RayConfig)
+    with pytest.raises(ConfigError, match=f"runtime.address={address}: .*{reason}"):
+        connect(config)
 
 
 def test_a_run_that_is_refused_leaves_no_ray_behind(
