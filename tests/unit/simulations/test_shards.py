@@ -184,6 +184,18 @@ def test_arrays_of_other_shards_stay(make: type[StackedFedAvg]) -> None:
     assert len(replies.arrays()["weight"]) == CLIENTS
 
 
+def test_a_mean_by_other_weights_than_it_was_taken_is_refused() -> None:
+    """Who says `mergeable` and is not would get other numbers in shards than at once."""
+
+    class Wrong(Even):
+        mergeable = True
+
+    strategy, parted = Wrong(seed=0), shards_of(3)
+    replies = answered(parted, sent_by(strategy, parted))
+    with pytest.raises(ValueError, match="it asks for one by other weights"):
+        strategy.aggregate_train(1, replies)
+
+
 def test_who_refuses_replies_gets_no_means() -> None:
     strategy, parted = Picky(seed=0), shards_of(3)
     sent = sent_by(strategy, parted)
