@@ -1,13 +1,13 @@
 """Answers many messages at once: a simulated cohort and a deployed client take this one path.
 
 Messages of one kind whose requests have the same shape are trained or evaluated as a cohort. If
-that fails, each is tried alone, so that only the client at fault gets an error reply.
+that fails, each half is tried, and so on, so that only the client at fault gets an error reply.
 
 Letters: C messages, n of them in a group.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,11 +99,6 @@ class _Asked:
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
         return self.kind, self.settings, self.arrays is None, guided
 
-    def alone(self) -> "Iterable[_Asked]":
-        """The same, asked of each client by itself."""
-        for place in self.places:
-            yield _Asked(self.kind, place[None], self.settings, self.arrays, self.guidance)
-
 
 class _Answering:
     """Collects the answers of one call."""
@@ -114,22 +109,26 @@ class _Answering:
         self.errors: dict[int, Error] = {}
 
     def answer(self, group: Sequence[_Asked]) -> None:
-        """All as one cohort, or else one by one."""
+        """All as one cohort, or else in parts without whoever is at fault."""
         places = np.concatenate([asked.places for asked in group])
         source = np.repeat(np.arange(len(group)), [len(asked.places) for asked in group])
         if group[0].kind == MessageType.TRAIN:
             order = self.experiment.training_order(self.clients[places])
             places, source = places[order], source[order]
+        self._answer(group, places, source)
+
+    def _answer(self, group: Sequence[_Asked], places: Ints, source: Ints) -> None:
+        """Those at the places (n,), who were asked `group[source]`, or else each half of them."""
         try:
             self.parts.append(Part(places, self._as_cohort(group, source, self.clients[places])))
         except Exception as error:
             if len(places) == 1:
                 self.fail(places, error)
                 return
-            _LOG.debug("cohort of %d failed (%s); each is tried alone", len(places), error)
-            for asked in group:
-                for single in asked.alone():
-                    self.answer([single])
+            _LOG.debug("cohort of %d failed (%s); each half is tried", len(places), error)
+            for half in np.array_split(np.arange(len(places)), 2):
+                asked, own = np.unique(source[half], return_inverse=True)
+                self._answer([group[n] for n in asked.tolist()], places[half], own)
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""

@@ -111,12 +111,17 @@ def _cohort(
         round=request.settings.round,
         epochs_C=np.full(len(clients), config.epochs, dtype=np.int64),
         lr_C=torch.full((len(clients),), config.learning_rate, device=experiment.device),
-        optimizer_state=states.read(OPTIMIZER, clients, fresh),
+        optimizer_state=_on(experiment, states.read(OPTIMIZER, clients, fresh)),
         terms=_terms(experiment, request, samples, params),
         prior=_prior(experiment, request, samples.count_C),
         wants_gradient_norms=request.settings.payloads is not None,
         wants_optimizer_state=not config.reset_optimizer,
     )
+
+
+def _on(experiment: Experiment, arrays: Parameters | None) -> Parameters | None:
+    """The arrays where clients train."""
+    return arrays and {name: value.to(experiment.device) for name, value in arrays.items()}
 
 
 def _starting_parameters(

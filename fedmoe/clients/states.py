@@ -146,7 +146,9 @@ class _Table:
         rows = torch.from_numpy(self._row_of[clients])
         for name, own in arrays.items():
             if self._rows[name] is not own:
-                self._rows[name] = _with_room(self._rows[name], len(self._clients))
+                # What was restored lies on the CPU, until clients train elsewhere.
+                here = self._rows[name].to(own.device)
+                self._rows[name] = _with_room(here, len(self._clients))
                 self._rows[name][rows] = own
 
     def _find(self, clients: Ints) -> Ints:

@@ -43,7 +43,7 @@ class Stack:
     @cached_property
     def finite_C(self) -> NDArray[np.bool_]:
         """Whether all of a client's numbers are finite."""
-        tables = [tensor.reshape(len(tensor), -1) for tensor in self.tensors.values()]
+        tables = [t.reshape(len(t), math.prod(t.shape[1:])) for t in self.tensors.values()]
         # NaN and infinities survive a sum, which is 10 to 30 times as fast as looking at each
         # number; a sum that overflowed is looked at again.
         sums = [table.sum(dim=1).isfinite() for table in tables]

@@ -90,11 +90,14 @@ def example_weights(count_C: NDArray[Any]) -> NDArray[np.float64]:
 def weighted_sum(
     stacked: Mapping[str, Tensor], weight_C: NDArray[np.float64], first: int = 0
 ) -> Parameters:
-    """Sum over the client axis; whole numbers, which have no mean, are those of client `first`."""
+    """Sum over the client axis; whole numbers, which have no mean, are those of client `first`.
+
+    The sums lie on the CPU, wherever the clients trained: the server's side is there.
+    """
     weight = torch.from_numpy(weight_C)
     return {
-        name: torch.tensordot(weight.to(value), value, dims=1)
+        name: torch.tensordot(weight.to(value), value, dims=1).cpu()
         if value.is_floating_point()
-        else value[first]
+        else value[first].cpu()
         for name, value in stacked.items()
     }

@@ -20,7 +20,7 @@ from fedmoe.messages import words
 from fedmoe.messages.arrays import CohortRecord, Numbers, Stack, gather
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.on_demand import MessagesOnDemand
-from fedmoe.messages.parts import Part, weighted_sum
+from fedmoe.messages.parts import Part, example_weights, weighted_sum
 from fedmoe.models.base import Parameters
 
 
@@ -139,11 +139,12 @@ class Replies(MessagesOnDemand):
     def mean(self, weight_C: NDArray[np.float64], key: str = words.ARRAYS) -> Parameters:
         """The weighted sum of the clients' arrays; `weight_C` sums to 1.
 
-        Of a part whose mean alone has come, the clients' weights among themselves are their
+        Of a part whose mean alone has come, the clients' weights among themselves must be their
         numbers of examples.
 
         Raises:
-            ValueError: the mean of some clients has come, and the arrays of others.
+            ValueError: the mean of some clients has come, and the arrays of others; or a mean
+                that was taken by other weights.
         """
         merged = [part for part in self.parts if key in part.means]
         if not merged:
@@ -156,6 +157,13 @@ class Replies(MessagesOnDemand):
             raise ValueError(f"only the mean of some clients' {key} has come")
         means = [part.means[key] for part in merged]
         share_P = np.array([weight_C[part.rows].sum() for part in merged])
+        for part, share in zip(merged, share_P, strict=True):
+            taken = example_weights(part.numbers(words.METRICS)[words.NUM_EXAMPLES])
+            if not np.allclose(weight_C[part.rows], share * taken, rtol=1e-6, atol=0):
+                raise ValueError(
+                    f"only the mean of the clients' {key} by number of examples has come, as the "
+                    "strategy is mergeable; it asks for one by other weights"
+                )
         stacked = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
         first = int(np.argmin([part.rows.min() for part in merged]))
         return weighted_sum(stacked, share_P, first)

@@ -7,13 +7,14 @@ Letters: n messages of a parcel.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
@@ -38,7 +39,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Parcel:
-    """A broadcast, or messages that are alike, on their way to one worker.
+    """A broadcast, or messages of one kind, on their way to one worker.
 
     Attributes:
         places: (n,) which of the phase's messages these are.
@@ -66,13 +67,14 @@ class Parcel:
     def open(self, get: Get) -> Broadcast:
         """The broadcast, in the worker."""
         opened: dict[int, dict[str, RecordType]] = {}  # what was one object stays one
+        unpacker = _Unpacker(get)
         for packed in self.personal or ():
             if id(packed) not in opened:
-                opened[id(packed)] = _unpacked(packed, get)
+                opened[id(packed)] = unpacker.unpack(packed)
         return Broadcast(
             self.nodes,
             self.kind,
-            _unpacked(self.records, get),
+            unpacker.unpack(self.records),
             personal=None if self.personal is None else [opened[id(one)] for one in self.personal],
             mergeable=self.mergeable,
         )
@@ -89,12 +91,21 @@ def parcels(messages: Sequence[Message], put: Put) -> list[Parcel]:
                 messages.mergeable,
             )
         ]  # fmt: skip
+    # Messages that somebody has made may differ; they still are one cohort to the worker, but
+    # for a node that is asked more than once.
+    asked = Counter[tuple[str, int]]()
+    groups: dict[tuple[str, int], dict[int, RecordDict]] = {}
+    for content, kind, places in distinct_contents(messages):
+        for place in places.tolist():
+            node = messages[place].metadata.dst_node_id
+            groups.setdefault((kind, asked[kind, node]), {})[place] = content
+            asked[kind, node] += 1
     return [
         Parcel(
-            places, [messages[n].metadata.dst_node_id for n in places.tolist()], kind,
-            packer.pack(content), None, False,
+            np.array(list(own)), [messages[n].metadata.dst_node_id for n in own], kind,
+            {}, packer.pack_each(list(own.values())), False,
         )
-        for content, kind, places in distinct_contents(messages)
+        for (kind, _), own in groups.items()
     ]  # fmt: skip
 
 
@@ -136,16 +147,26 @@ def _plain(record: ArrayRecord) -> Arrays:
     return {name: tensor[row].cpu().numpy() for name, tensor in stack.tensors.items()}
 
 
-def _unpacked(packed: Mapping[str, Packed], get: Get) -> dict[str, RecordType]:
-    records: dict[str, RecordType] = {}
-    for key, (arrays, other) in packed.items():
-        if other is None:
+class _Unpacker:
+    """Unpacks records; arrays that came by one reference are one record."""
+
+    def __init__(self, get: Get) -> None:
+        self._get = get
+        self._known: dict[Any, ArrayRecord] = {}
+
+    def unpack(self, packed: Mapping[str, Packed]) -> dict[str, RecordType]:
+        return {
+            key: self._fetched(arrays) if other is None else other
+            for key, (arrays, other) in packed.items()
+        }
+
+    def _fetched(self, reference: Any) -> ArrayRecord:
+        if reference not in self._known:
             # Ray's arrays are read-only; a client's may be trained in place.
-            copies = {name: torch.tensor(array) for name, array in get(arrays).items()}
-            records[key] = lazy_record(copies)
-        else:
-            records[key] = other
-    return records
+            arrays = self._get(reference)
+            copies = {name: torch.tensor(array) for name, array in arrays.items()}
+            self._known[reference] = lazy_record(copies)
+        return self._known[reference]
 
 
 class Answer(NamedTuple):

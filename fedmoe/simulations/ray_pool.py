@@ -4,7 +4,6 @@ Whoever can join the Ray cluster can run code on it: a cluster is one domain of 
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,9 +19,11 @@ from fedmoe.config import to_json
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.schema import RayConfig
 from fedmoe.simulations.parcels import Arrays, Parcel
+from fedmoe.simulations.ray_cluster import connect, first_line, number_of_workers
 from fedmoe.simulations.ray_worker import REGISTRIES, Answered, Worker
 
 _LOG = logging.getLogger("fedmoe.simulations.WorkerPool")
+_PATIENCE = 60.0  # seconds between warnings of workers that do not start
 _MOST_WRITES = 8  # calls whose writes to private state are kept one by one
 
 
@@ -37,22 +38,43 @@ class WorkerPool:
     def __init__(self, experiment: Experiment, config: RayConfig) -> None:
         self._ray, self._ours = connect(config)
         self._config, self._restarts = config, 0
+        self._workers: list[Any] = []
+        self._starting: list[Any] = []
+        try:
+            count = number_of_workers(self._ray, config)
+            self._arguments = (to_json(experiment.config), sys.path, self._factories())
+        except ConfigError:
+            self.close()  # or the next run of this process would find this Ray, and join it
+            raise
         self._remote = self._ray.remote(Worker).options(
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_restarts=0
         )
-        # Factories as bytes: a worker can only read them once it looks for modules where we do.
-        factories = self._ray.cloudpickle.dumps([one.factories for one in REGISTRIES])
-        self._arguments = (to_json(experiment.config), sys.path, factories)
-        count = number_of_workers(self._ray, config)
         self._workers = [self._start() for _ in range(count)]
         self._writes: list[list[Any]] = [[] for _ in range(count)]  # references, oldest first
+        self._restoring: dict[int, Any] = {}  # by worker, what nobody has looked at yet
 
     def __len__(self) -> int:
         """Number of workers."""
         return len(self._workers)
 
+    def _factories(self) -> bytes:
+        """The user's own; as bytes: a worker reads them once it looks for modules where we do.
+
+        Raises:
+            ConfigError: they cannot be sent.
+        """
+        try:
+            return bytes(self._ray.cloudpickle.dumps([one.factories for one in REGISTRIES]))
+        except Exception as error:  # pickle raises what it likes
+            raise ConfigError(
+                f"runtime=ray: what is registered cannot be sent to workers ({error}); it can be "
+                "where it is in a module of its own"
+            ) from error
+
     def _start(self) -> Any:
-        return self._remote.remote(*self._arguments)
+        worker = self._remote.remote(*self._arguments)
+        self._starting.append(worker.is_ready.remote())
+        return worker
 
     def put(self, arrays: Arrays) -> Any:
         """Arrays into the object store; returns a reference."""
@@ -69,6 +91,7 @@ class WorkerPool:
             late if share else Answered([], {}, has_written=False) for share in shares
         ]
         asked = {worker: self._ask(worker, own) for worker, own in enumerate(shares) if own}
+        self._await_start()
         deadline = time.monotonic() + self._config.timeout
         while asked:
             first_returns = {reply[0]: worker for worker, reply in asked.items()}
@@ -86,6 +109,14 @@ class WorkerPool:
             self._replace(worker)
         return results
 
+    def _await_start(self) -> None:
+        """Wait for workers that start: those seconds are not the clients' to answer for."""
+        while self._starting:
+            count = len(self._starting)
+            _, self._starting = self._ray.wait(self._starting, num_returns=count, timeout=_PATIENCE)
+            if self._starting:
+                _LOG.warning("%d workers wait for room on the Ray cluster", len(self._starting))
+
     def _ask(self, worker: int, share: list[Parcel]) -> Any:
         return self._workers[worker].answer.options(num_returns=2).remote(share)
 
@@ -99,6 +130,7 @@ class WorkerPool:
         except self._ray.exceptions.RayError as error:
             self._restart(worker, error)
             return None
+        self._check_restored(worker)
         if found.has_written:
             self._writes[worker].append(written)
             self._join_writes(worker)
@@ -115,18 +147,39 @@ class WorkerPool:
         self._restarts += 1
         if self._restarts > self._config.max_restarts:
             raise RunError(
-                f"worker {worker} was lost ({_first_line(error)}), and "
+                f"worker {worker} was lost ({first_line(error)}), and "
                 f"runtime.max_restarts={self._config.max_restarts} are used up"
             ) from error
-        _LOG.warning("worker %d was lost and is started again: %s", worker, _first_line(error))
+        _LOG.warning("worker %d was lost and is started again: %s", worker, first_line(error))
         self._replace(worker)
 
     def _replace(self, worker: int) -> None:
         """Start a worker afresh, with its clients as they were after the last whole call."""
         self._ray.kill(self._workers[worker])
         self._workers[worker] = self._start()
+        self._restoring.pop(worker, None)
         if self._writes[worker]:
-            self._workers[worker].restore.remote(*self._writes[worker])
+            self._give_back(worker)
+
+    def _give_back(self, worker: int) -> None:
+        """Let a worker's clients go on from what was written."""
+        self._restoring[worker] = self._workers[worker].restore.remote(*self._writes[worker])
+
+    def _check_restored(self, worker: int) -> None:
+        """See that a worker which has answered had its clients' private state.
+
+        Raises:
+            RunError: it is lost, and the clients have begun anew.
+        """
+        if worker not in self._restoring:
+            return
+        try:
+            self._ray.get(self._restoring.pop(worker))
+        except self._ray.exceptions.RayError as error:
+            raise RunError(
+                f"the private state of worker {worker}'s clients is lost with the machine that "
+                f"held it ({type(error).__name__}); a checkpoint has what there was"
+            ) from error
 
     def _join_writes(self, worker: int) -> None:
         """Many calls' writes into one, lest they pile up; if that fails they stay as they are."""
@@ -155,6 +208,7 @@ class WorkerPool:
             _, everything = self._workers[worker].everything.options(num_returns=2).remote()
             try:
                 found: list[Kept] = self._ray.get(everything)
+                self._check_restored(worker)
                 return found
             except self._ray.exceptions.RayError as error:
                 self._restart(worker, error)
@@ -162,7 +216,7 @@ class WorkerPool:
     def restore(self, worker: int, kept: list[Kept]) -> None:
         """Give a worker's clients their private arrays back."""
         self._writes[worker] = [self._ray.put(kept)] if kept else []
-        self._workers[worker].restore.remote(*self._writes[worker])
+        self._give_back(worker)
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
@@ -173,57 +227,5 @@ class WorkerPool:
             self._ray.shutdown()
 
 
-def connect(config: RayConfig) -> tuple[Any, bool]:
-    """The `ray` module, connected; and whether Ray was started here.
-
-    Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing that we start phones home
-    # Ray warns of a change to come; `Worker` itself sees to it that no GPU means none.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError("runtime=ray needs Ray: pip install 'fedmoe[ray]'") from error
-    if ray.is_initialized():
-        return ray, False
-    quiet: dict[str, Any] = {
-        "include_dashboard": False, "log_to_driver": False, "configure_logging": False,
-    }  # fmt: skip
-    try:
-        if config.address == "local":
-            ray.init(address="local", **quiet)
-        else:
-            ray.init(address=config.address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = f"no such cluster ({_first_line(error)})"
-        raise ConfigError(f"runtime.address={config.address}: {reason}") from error
-    return ray, True
-
-
-def number_of_workers(ray: Any, config: RayConfig) -> int:
-    """As many workers as are wanted, or as the cluster has room for.
-
-    Raises:
-        ConfigError: there is no room for them.
-    """
-    has = ray.cluster_resources()
-    room = has.get("CPU", 0) / config.cpus_per_worker
-    if config.gpus_per_worker:
-        room = min(room, has.get("GPU", 0) / config.gpus_per_worker)
-    if room < max(1, config.workers or 1):
-        raise ConfigError(
-            f"runtime.workers={config.workers or 1} with {config.cpus_per_worker:g} CPUs and "
-            f"{config.gpus_per_worker:g} GPUs each: the cluster has {has.get('CPU', 0):g} CPUs "
-            f"and {has.get('GPU', 0):g} GPUs"
-        )
-    return config.workers or int(room)
-
-
 def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

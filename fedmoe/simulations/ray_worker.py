@@ -51,6 +51,10 @@ class Worker:
         prepare_process(config.training.num_threads)
         self.states = _RecordedStates()
 
+    def is_ready(self) -> bool:
+        """True, once the worker has started."""
+        return True
+
     def restore(self, *written: Written) -> None:
         """Put the clients' private arrays back, from what earlier calls returned."""
         self.states = _RecordedStates()

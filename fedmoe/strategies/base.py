@@ -44,7 +44,8 @@ class StackedFedAvg(FedAvg):
         mergeable: whether the mean of the clients' weights by number of examples is all that
             `merge` needs. Grids may then average where the clients are, so that traffic and
             memory do not grow with their number. A subclass that merges or weighs in its own
-            way, or looks at each reply (`check_reply`), is not mergeable unless it says so.
+            way is not mergeable unless it says so; one that looks at each reply (`check_reply`)
+            never gets a mean, since nobody can take a reply that it refuses out of one.
     """
 
     has_global_model = True
@@ -97,6 +98,7 @@ class StackedFedAvg(FedAvg):
             self._records(arrays, config),
             personal=self.personal_records(nodes),
             mergeable=self.mergeable
+            and not hasattr(self, "check_reply")
             and (self.arrayrecord_key, self.weighted_by_key) == (words.ARRAYS, words.NUM_EXAMPLES),
         )
 

@@ -68,7 +68,7 @@ def _pack(value: Any, path: str, arrays: Arrays) -> Any:
         named = {name: array.numpy() for name, array in value.items()}
         return {_KIND: "record", "held": _pack(named, path, arrays)}
     if isinstance(value, np.ndarray | np.generic | Tensor):
-        arrays[path] = np.asarray(value)
+        arrays[path] = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
         return {_KIND: "tensor" if isinstance(value, Tensor) else "array", _ARRAY: path}
     if isinstance(value, dict):
         items = [

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +37,9 @@ from fedmoe.strategies import FedAvg, Local, StackedFedAvg, build_strategy
 from fedmoe.tracking import load_checkpoint
 
 ray = pytest.importorskip("ray")
+from fedmoe.simulations import ray_pool  # noqa: E402
 from fedmoe.simulations.parcels import parcels  # noqa: E402
+from fedmoe.simulations.ray_cluster import connect  # noqa: E402
 from fedmoe.simulations.ray_grid import RayGrid, dealt  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files
@@ -208,6 +211,16 @@ def test_private_state_outlives_its_worker(grid: RayGrid, trap: Path) -> None:
     assert_same(by_client(grid.state()), by_client(alone.state()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of `free`
+def test_private_state_that_is_lost_ends_the_run(grid: RayGrid, trap: Path) -> None:
+    """Clients that silently began anew would be in the results."""
+    train(grid, trap, Local(seed=0), 1)
+    ray._private.internal_api.free(grid.pool._writes[0])
+    ray.kill(grid.pool._workers[0])
+    with pytest.raises(RunError, match="private state of worker 0's clients is lost"):
+        train(grid, trap, Local(seed=0), 2)
+
+
 def test_state_goes_to_other_workers_than_it_came_from(grid: RayGrid, trap: Path) -> None:
     alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
     train(alone, trap, Local(seed=0), 1)
@@ -281,6 +294,74 @@ def test_more_than_the_cluster_has_is_refused(word: str, reason: str, trap: Path
         on_ray(config_of(trap, *ON_RAY, word))
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("nowhere.invalid:1", "no such cluster"),
+        ("127.0.0.1:1", "no such cluster .*refused"),
+        ("127.0.0.1", "must be local, auto or HOST:PORT"),
+    ],
+)
+def test_an_address_where_nobody_listens_is_refused_at_once(
+    address: str, reason: str, trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: object) -> None:
+        raise AssertionError("Ray would try for minutes")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    config = config_of(trap, *ON_RAY, f"runtime.address={address}").runtime
+    assert isinstance(config, RayConfig)
+    with pytest.raises(ConfigError, match=f"runtime.address={address}: .*{reason}"):
+        connect(config)
+
+
+def test_a_run_that_is_refused_leaves_no_ray_behind(
+    trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next run of the process would find it, and not the cluster that it names."""
+    ended: list[bool] = []
+    monkeypatch.setattr(ray_pool, "connect", lambda config: (ray, True))
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(ConfigError):
+        on_ray(config_of(trap, *ON_RAY, "runtime.workers=5"))
+    lock = threading.Lock()
+    with monkeypatch.context() as patch:
+        patch.setitem(models.REGISTRY.factories, "locked", lambda task: lock)
+        with pytest.raises(ConfigError, match=r"cannot be sent to workers \(cannot pickle"):
+            on_ray(config_of(trap, *ON_RAY))
+    assert ended == [True, True]
+
+
+def test_messages_that_differ_are_one_cohort_for_each_worker(grid: RayGrid, trap: Path) -> None:
+    """A strategy may change its messages one by one, and the weights of some."""
+    alone = InProcessGrid(load_experiment(to_json(config_of(trap))))
+    initial = load_experiment(to_json(config_of(trap))).initial
+    replies = []
+    for where in (grid, alone):
+        messages = list(
+            FedAvg(seed=0).configure_train(1, to_record(initial), ConfigRecord(), where)
+        )
+        for number, message in enumerate(messages):
+            message.content["note"] = ConfigRecord({"number": number})
+        messages[2].content["arrays"] = to_record({n: p + 1 for n, p in initial.items()})
+        replies.append(where.send_and_receive(messages))
+    there, here = replies
+    assert isinstance(there, Replies) and isinstance(here, Replies)
+    assert len(there.parts) == sum(-(-int(n) // 4) for n in np.bincount(grid.owner_K))
+    for name, stacked in here.arrays().items():
+        torch.testing.assert_close(there.arrays()[name], stacked, rtol=0, atol=1e-5)
+
+
+def test_a_node_that_is_asked_twice_answers_twice(grid: RayGrid, trap: Path) -> None:
+    initial = to_record(load_experiment(to_json(config_of(trap))).initial)
+    sent = list(FedAvg(seed=0).configure_train(1, initial, ConfigRecord(), grid))
+    again = list(FedAvg(seed=0).configure_train(1, initial, ConfigRecord(), grid))
+    replies = list(grid.send_and_receive([*sent, *again[:2]]))
+    assert len(replies) == len(sent) + 2
+    assert not any(reply.has_error() for reply in replies)
+
+
 def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
     """What is sent to a worker: weights by reference, once; personal records once each."""
     store: list[Any] = []
@@ -301,3 +382,11 @@ def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
         assert len(store) == 2
         sizes.append(len(pickle.dumps(given)))
     assert sizes[1] < sizes[0] + 40 * 1000  # a place, a node and a reference for each client
+
+
+def test_the_start_of_workers_does_not_count_against_their_clients(trap: Path) -> None:
+    grid = on_ray(config_of(trap, *ON_RAY, "runtime.timeout=1"))  # to start takes longer
+    try:
+        assert not any(reply.has_error() for reply in train(grid, trap, FedAvg(seed=0), 1))
+    finally:
+        grid.close()

@@ -16,9 +16,10 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedmoe.clients import FedMoEClient, answer, load_experiment
+from fedmoe.clients import FedMoEClient, answer, answer_cohort, load_experiment
 from fedmoe.clients import answer as answer_function
 from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
 from fedmoe.messages.arrays import from_record, to_record
@@ -165,6 +166,23 @@ def test_one_bad_message_fails_alone(sabotage: Callable[[Message], None], reason
         mine = from_record(replies[index].content.array_records["arrays"])
         theirs = from_record(expected[index].content.array_records["arrays"])
         assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
+
+
+def test_a_client_that_fails_leaves_the_others_in_cohorts() -> None:
+    """Halves, not one by one: with a client gone, the others still cost what cohorts cost."""
+    experiment = load_experiment(config_json("partition.num_clients=64"))
+    sent = [train_message(k + 2, arrays=arrays_of(experiment, shift=k / 100)) for k in range(64)]
+    clients = np.arange(64)
+    expected = answer_cohort(experiment, sent, clients, StackedStates())
+    assert len(expected.parts) == 1
+    send_wrong_shape(sent[20])
+    replies = answer_cohort(experiment, sent, clients, StackedStates())
+    assert list(replies.plain) == [20] and replies[20].has_error()
+    assert len(replies.parts) == 6  # 32, 16, 8, 4, 2 and 1
+    others = np.delete(clients, 20)
+    for name, stacked in replies.select(others).arrays().items():
+        wanted = expected.arrays()[name][others]
+        torch.testing.assert_close(stacked, wanted, rtol=0, atol=1e-6)
 
 
 def test_unknown_kinds_of_messages_are_refused() -> None:

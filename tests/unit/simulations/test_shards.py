@@ -98,6 +98,17 @@ class Distrustful(StackedFedAvg):
             raise ValueError("no weights to look at")
 
 
+class Picky(Distrustful):
+    """Says that a mean is enough, and yet refuses whom it likes."""
+
+    mergeable = True
+
+    def check_reply(self, reply: Message) -> None:
+        super().check_reply(reply)
+        if reply.metadata.src_node_id == 4:
+            raise ValueError("not this one")
+
+
 class Median(flower.FedMedian, StackedFedAvg):
     """Flower's median on our sampling."""
 
@@ -171,6 +182,25 @@ def test_arrays_of_other_shards_stay(make: type[StackedFedAvg]) -> None:
     replies = answered(shards_of(3), sent_by(make(seed=0), experiment_of()))
     assert all("arrays" in part.records and not part.means for part in replies.parts)
     assert len(replies.arrays()["weight"]) == CLIENTS
+
+
+def test_a_mean_by_other_weights_than_it_was_taken_is_refused() -> None:
+    """Who says `mergeable` and is not would get other numbers in shards than at once."""
+
+    class Wrong(Even):
+        mergeable = True
+
+    strategy, parted = Wrong(seed=0), shards_of(3)
+    replies = answered(parted, sent_by(strategy, parted))
+    with pytest.raises(ValueError, match="it asks for one by other weights"):
+        strategy.aggregate_train(1, replies)
+
+
+def test_who_refuses_replies_gets_no_means() -> None:
+    strategy, parted = Picky(seed=0), shards_of(3)
+    sent = sent_by(strategy, parted)
+    result = ReplyGuard(parted.config.runtime, strategy).inspect(sent, answered(parted, sent))
+    assert result.failures == {4: "not this one"}
 
 
 @pytest.mark.parametrize("listed", [False, True])
