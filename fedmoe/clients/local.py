@@ -51,11 +51,28 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
         words.LOSS: _numbers(trained.final_loss_C),
     }
     records |= _insights(experiment, request, samples, cohort, trained)
-    if request.params is None:
-        states.write(MODEL, request.clients, trained.params)
-    if trained.optimizer_state:
-        states.write(OPTIMIZER, request.clients, trained.optimizer_state)
+    _keep(request, trained, states)
     return records
+
+
+def _keep(request: TrainRequest, trained: Trained, states: States) -> None:
+    """Leave with the clients what is their own.
+
+    One whose training has diverged stays as it was: its reply is refused, but it may do better
+    in the next round, with its samples in another order or with other guidance.
+    """
+    if request.params is not None and not trained.optimizer_state:
+        return
+    models, optimizers = Stack(trained.params), Stack(trained.optimizer_state)
+    clients, places = request.clients, np.flatnonzero(models.finite_C)
+    if len(places) < len(clients):
+        clients, models, optimizers = (
+            clients[places], models.take(places), optimizers.take(places)
+        )  # fmt: skip
+    if request.params is None and len(clients):
+        states.write(MODEL, clients, models.tensors)
+    if optimizers.tensors and len(clients):
+        states.write(OPTIMIZER, clients, optimizers.tensors)
 
 
 def evaluate_clients(experiment: Experiment, request: EvaluateRequest, states: States) -> Records:

@@ -1,5 +1,6 @@
 """Cohorts of our own clients behind the in-process grid."""
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -222,3 +223,31 @@ def test_every_tensor_is_made_where_the_clients_train(words: list[str]) -> None:
     with torch.device("meta"):
         assert loop.run() == "completed"
     assert {reason for round in failures for reason in round} == {None}
+
+
+@pytest.mark.parametrize("broken_first", [True, False])
+def test_a_client_that_diverges_goes_on_from_where_it_was(broken_first: bool) -> None:
+    """Its samples are spoilt for one round; afterwards it is as if it had not been asked."""
+    words = ["training.reset_optimizer=false", "training.momentum=0.9"]
+    experiment = experiment_of(*words)
+    data = pooled(experiment.data)
+    x_ND = data.x_ND.copy()
+    x_ND[data.parts["train"].of(4)] = np.nan
+    spoilt = InProcessGrid(replace(experiment, data=replace(data, x_ND=x_ND)))
+    grid, never = InProcessGrid(experiment), InProcessGrid(experiment)
+    rounds = [1, 2, 3]
+    bad = rounds[0] if broken_first else rounds[1]
+    for round in rounds:
+        if round == bad:
+            spoilt.states = grid.states
+            replies = send(spoilt, Local(seed=0), round)
+            assert not np.isfinite(replies.numbers()["loss"][4])
+        else:
+            send(grid, Local(seed=0), round)
+            send(never, Local(seed=0), round)
+    mine, theirs = grid.state(), never.state()
+    for key in ("model", "optimizer"):
+        row, other = (list(state[f"{key}#clients"]).index(4) for state in (mine, theirs))
+        for path in (path for path in mine if path.startswith(f"{key}/")):
+            np.testing.assert_array_equal(mine[path][row], theirs[path][other])
+            assert np.isfinite(mine[path]).all()
