@@ -25,6 +25,8 @@ CONFIG_PATH = "pkg://fedmoe.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 _EXPERIMENT = "experiment"
+_LAUNCHER = "hydra/launcher"
+_LAUNCHER_EXTRAS = {"joblib": "joblib", "ray": "sweeps"}  # by option, what brings it
 
 
 class Loader(ConfigLoaderImpl):
@@ -135,6 +137,8 @@ class Composer:
             return None
         options = self.loader.get_group_options(group)
         for name in _chosen(override):
+            if group == _LAUNCHER and name in _LAUNCHER_EXTRAS and name not in options:
+                return f"not installed: pip install 'fedmoe[{_LAUNCHER_EXTRAS[name]}]'"
             if name not in options:
                 return f"no such option; {hint(name, options)}{allowed(options)}"
         if override.is_force_add() or (override.is_add() and group != _EXPERIMENT):

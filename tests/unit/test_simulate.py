@@ -1,5 +1,6 @@
 """The command: what reaches the job, exit codes, sweeps. The runs themselves are stand-ins."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -263,6 +264,19 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert stage.runs == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_that_is_not_installed_is_told_with_its_extra(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is not None:
+        pytest.skip("it is installed here")
+    assert main(["-m", "hydra/launcher=ray", "seed=1,2"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == "fedmoe: error: hydra/launcher=ray: not installed: pip install 'fedmoe[sweeps]'\n"
+    )
+    assert stage.runs == []
 
 
 @pytest.mark.parametrize(
