@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmoe.data.federation import Ints
-from fedmoe.messages.arrays import CohortRecord, Stack, gather, lazy_record
+from fedmoe.messages.arrays import CohortRecord, Stack, as_arrays, copied, gather, lazy_record
 from fedmoe.models.base import Parameters
 
 
@@ -62,8 +62,7 @@ class StackedStates:
     def everything(self) -> list["Kept"]:
         """All arrays: record, clients, and (R, ...) by name."""
         return [
-            (key, table.clients, {name: t.cpu().numpy() for name, t in table.arrays.items()})
-            for key, table in self._tables.items()
+            (key, table.clients, as_arrays(table.arrays)) for key, table in self._tables.items()
         ]
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -75,8 +74,12 @@ class StackedStates:
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Undo `state`."""
-        for key, clients, named in restored_state(arrays):
-            self.write(key, clients, {name: torch.tensor(a) for name, a in named.items()})
+        self.put_back(restored_state(arrays))
+
+    def put_back(self, kept: Iterable["Kept"]) -> None:
+        """Undo `everything`; the arrays are copied."""
+        for key, clients, arrays in kept:
+            self.write(key, clients, copied(arrays))
 
 
 Kept = tuple[str, Ints, dict[str, NDArray[Any]]]  # record, clients, and their arrays by name

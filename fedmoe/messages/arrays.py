@@ -24,8 +24,6 @@ from fedmoe.messages.seams import RecordType, unchecked_records
 from fedmoe.models.base import Parameters
 
 Signature = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype by name
-
-
 Numbers = dict[str, NDArray[Any]]  # many clients' numbers by name, (C,) each
 
 
@@ -163,6 +161,25 @@ def from_record(record: ArrayRecord) -> Parameters:
     return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
 
 
+def tensors_of(record: ArrayRecord) -> Parameters:
+    """A record's arrays as tensors; those of a cohort's record are rows of its stack."""
+    stacked = stack_of(record)
+    if stacked is None:
+        return from_record(record)
+    stack, row = stacked
+    return {name: tensor[row] for name, tensor in stack.tensors.items()}
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors as NumPy arrays, which share their memory where that is the CPU's."""
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def copied(arrays: Mapping[str, NDArray[Any]]) -> Parameters:
+    """Arrays as tensors of their own: what is written to one does not show in the other."""
+    return {name: torch.tensor(array) for name, array in arrays.items()}
+
+
 def gather(records: Iterable[ArrayRecord]) -> Parameters:
     """Many clients' records as stacked tensors, client axis first.
 
@@ -171,14 +188,14 @@ def gather(records: Iterable[ArrayRecord]) -> Parameters:
     """
     items = list(records)
     if shared(items):
-        alone = _tensors(items[0])
+        alone = tensors_of(items[0])
         return {name: t.expand(len(items), *t.shape) for name, t in alone.items()}
     stacks = [stack_of(item) for item in items]
     first = stacks[0]
     if first is not None and all(s is not None and s[0] is first[0] for s in stacks):
         rows = torch.tensor([s[1] for s in stacks if s is not None])
         return {name: tensor[rows] for name, tensor in first[0].tensors.items()}
-    singles = [_tensors(item) for item in items]
+    singles = [tensors_of(item) for item in items]
     return {name: torch.stack([one[name] for one in singles]) for name in singles[0]}
 
 
@@ -197,14 +214,6 @@ def shared(records: Sequence[ArrayRecord]) -> bool:
         )
         for record in records
     )
-
-
-def _tensors(record: ArrayRecord) -> Parameters:
-    stacked = stack_of(record)
-    if stacked is None:
-        return from_record(record)
-    stack, row = stacked
-    return {name: tensor[row] for name, tensor in stack.tensors.items()}
 
 
 @lru_cache(maxsize=1024)

@@ -21,6 +21,11 @@ FIRST_NODE_ID = SERVER_NODE_ID + 1  # client k is node k + 2
 _NODE_UNAVAILABLE = 5  # Flower's error code
 
 
+def clients_of(nodes: Sequence[int]) -> Ints:
+    """The clients behind nodes, (C,)."""
+    return np.asarray(nodes, dtype=np.int64) - FIRST_NODE_ID
+
+
 class CohortGrid(Grid):
     """A Flower grid whose clients are simulated.
 
@@ -111,7 +116,7 @@ class CohortGrid(Grid):
         )
         known = [FIRST_NODE_ID <= node < FIRST_NODE_ID + self.num_clients for node in nodes]
         if all(known):
-            return self.answer(messages, np.asarray(nodes, dtype=np.int64) - FIRST_NODE_ID)
+            return self.answer(messages, clients_of(nodes))
         own = [message for message, mine in zip(messages, known, strict=True) if mine]
         lost = [message for message, mine in zip(messages, known, strict=True) if not mine]
         error = Error(_NODE_UNAVAILABLE, "no such node")

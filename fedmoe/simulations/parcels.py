@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
-from fedmoe.messages.arrays import Stack, from_record, lazy_record, stack_of
+from fedmoe.messages.arrays import Stack, as_arrays, copied, lazy_record, tensors_of
 from fedmoe.messages.broadcast import Broadcast, distinct_contents
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
@@ -135,16 +135,8 @@ class _Packer:
         if not isinstance(record, ArrayRecord):
             return Packed(None, record)
         if id(record) not in self._known:
-            self._known[id(record)] = self._put(_plain(record))
+            self._known[id(record)] = self._put(as_arrays(tensors_of(record)))
         return Packed(self._known[id(record)], None)
-
-
-def _plain(record: ArrayRecord) -> Arrays:
-    stacked = stack_of(record)
-    if stacked is None:
-        return {name: tensor.numpy() for name, tensor in from_record(record).items()}
-    stack, row = stacked
-    return {name: tensor[row].cpu().numpy() for name, tensor in stack.tensors.items()}
 
 
 class _Unpacker:
@@ -163,9 +155,7 @@ class _Unpacker:
     def _fetched(self, reference: Any) -> ArrayRecord:
         if reference not in self._known:
             # Ray's arrays are read-only; a client's may be trained in place.
-            arrays = self._get(reference)
-            copies = {name: torch.tensor(array) for name, array in arrays.items()}
-            self._known[reference] = lazy_record(copies)
+            self._known[reference] = lazy_record(copied(self._get(reference)))
         return self._known[reference]
 
 
@@ -187,10 +177,10 @@ def packed_replies(replies: Replies) -> Answer:
     for part in replies.parts:
         stacks = tuple(key for key, record in part.records.items() if isinstance(record, Stack))
         records = {
-            key: _arrays(record.tensors) if isinstance(record, Stack) else record
+            key: as_arrays(record.tensors) if isinstance(record, Stack) else record
             for key, record in part.records.items()
         }
-        means = {key: _arrays(mean) for key, mean in part.means.items()}
+        means = {key: as_arrays(mean) for key, mean in part.means.items()}
         parts.append((part.rows, records, means, stacks))
     errors = {row: (m.error.code, m.error.reason or "") for row, m in replies.plain.items()}
     return Answer(parts, errors)
@@ -209,10 +199,6 @@ def opened_parts(answer: Answer, places: Ints) -> list[Part]:
         )
         for rows, records, means, stacks in answer.parts
     ]
-
-
-def _arrays(tensors: Parameters) -> Arrays:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def _tensors(arrays: Arrays) -> Parameters:

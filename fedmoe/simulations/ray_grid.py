@@ -21,7 +21,7 @@ from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.profiling import current_profile, section
 from fedmoe.schema import RayConfig
-from fedmoe.simulations.cohort_grid import FIRST_NODE_ID, CohortGrid
+from fedmoe.simulations.cohort_grid import CohortGrid, clients_of
 from fedmoe.simulations.parcels import Parcel, opened_parts, parcels
 from fedmoe.simulations.ray_pool import WorkerPool
 from fedmoe.simulations.ray_worker import Answered
@@ -50,7 +50,7 @@ class RayGrid(CohortGrid):
         """See `CohortGrid`."""
         with section("pack"):
             given = parcels(messages, self.pool.put)
-            shares = [self._share(given, worker) for worker in range(len(self.pool))]
+            shares = self._shares(given)
             answered = self.pool.answer(shares)
             self._profile([own for own in answered if isinstance(own, Answered)])
             parts: list[Part] = []
@@ -67,15 +67,14 @@ class RayGrid(CohortGrid):
             plain = {place: Message(e, reply_to=messages[place]) for place, e in errors.items()}
             return Replies(messages, parts, plain)
 
-    def _share(self, given: Sequence[Parcel], worker: int) -> list[Parcel]:
-        """What of some parcels is for one worker's clients."""
-        share = []
+    def _shares(self, given: Sequence[Parcel]) -> list[list[Parcel]]:
+        """What of some parcels is for each worker's clients."""
+        shares: list[list[Parcel]] = [[] for _ in range(len(self.pool))]
         for parcel in given:
-            clients = np.asarray(parcel.nodes, dtype=np.int64) - FIRST_NODE_ID
-            own = np.flatnonzero(self.owner_K[clients] == worker)
-            if len(own):
-                share.append(parcel.take(own))
-        return share
+            owner_C = self.owner_K[clients_of(parcel.nodes)]
+            for worker in np.unique(owner_C).tolist():
+                shares[worker].append(parcel.take(np.flatnonzero(owner_C == worker)))
+        return shares
 
     def _profile(self, answered: Sequence[Answered]) -> None:
         """Count the time of the worker that the others waited for."""

@@ -5,20 +5,18 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
 from fedmoe import models
 from fedmoe.clients import load_experiment
 from fedmoe.clients.states import Kept, StackedStates
 from fedmoe.config import from_json
 from fedmoe.data.federation import Ints
 from fedmoe.data.sources import custom
+from fedmoe.messages.arrays import as_arrays
 from fedmoe.messages.seams import ensure_task_identity
 from fedmoe.models import Parameters
 from fedmoe.profiling import Profile
 from fedmoe.schema import RayConfig
-from fedmoe.simulations.cohort_grid import FIRST_NODE_ID
+from fedmoe.simulations.cohort_grid import clients_of
 from fedmoe.simulations.parcels import Answer, Parcel, packed_replies
 from fedmoe.simulations.shards import answer_in_shards
 from fedmoe.training.process import prepare_process
@@ -59,9 +57,7 @@ class Worker:
         """Put the clients' private arrays back, from what earlier calls returned."""
         self.states = _RecordedStates()
         for call in written:
-            for key, clients, arrays in call:
-                tensors = {name: torch.tensor(array) for name, array in arrays.items()}
-                self.states.write(key, clients, tensors)
+            self.states.put_back(call)
         self.states.take()
 
     def everything(self) -> tuple[bool, Written]:
@@ -77,9 +73,12 @@ class Worker:
         with profile.at_work(), profile.section("pack"):
             for parcel in given:
                 messages = parcel.open(ray.get)
-                clients = np.asarray(parcel.nodes, dtype=np.int64) - FIRST_NODE_ID
                 replies = answer_in_shards(
-                    self.experiment, messages, clients, self.states, always_merge=True
+                    self.experiment,
+                    messages,
+                    clients_of(parcel.nodes),
+                    self.states,
+                    always_merge=True,
                 )
                 answers.append(packed_replies(replies))
         written = self.states.take()
@@ -108,8 +107,7 @@ class _RecordedStates(StackedStates):
         self._written: Written = []
 
     def write(self, key: str, clients: Ints, arrays: Parameters) -> None:
-        plain = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-        self._written.append((key, clients, plain))
+        self._written.append((key, clients, as_arrays(arrays)))
         super().write(key, clients, arrays)
 
     def take(self) -> Written:

@@ -24,7 +24,7 @@ from fedmoe.data.federation import Task
 from fedmoe.insight import Insight, Memory, MetaLearner
 from fedmoe.insight.insight import implausible
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Stack
+from fedmoe.messages.arrays import Stack, as_arrays
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
@@ -129,7 +129,7 @@ class InsightExchange(Local):
         numbers, payload = words.get_insights(part.records), part.records.get(words.PAYLOAD)
         if numbers is None or words.ARRAYS in part.records or not isinstance(payload, Stack | None):
             return np.full(len(nodes), True)
-        arrays = {n: t.cpu().numpy() for n, t in payload.tensors.items()} if payload else {}
+        arrays = as_arrays(payload.tensors) if payload else {}
         doubtful = implausible(numbers, arrays, self.task)
         doubtful |= numbers["round"] != self._round
         fields = {name: column.tolist() for name, column in numbers.items()}
