@@ -74,7 +74,7 @@ class FederationRun:
 
     def __post_init__(self) -> None:
         self.strategy = build_strategy(self.config, self.experiment.data.task)
-        self.standing = Standing(to_record(self.experiment.initial))
+        self.standing = Standing(to_record(self.experiment.shared))
         self._saved_round = -1
 
     @property

@@ -134,7 +134,7 @@ class _Answering:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
         first, params = group[0], _gathered(group, source)
         if first.kind == MessageType.EVALUATE:
-            request = EvaluateRequest(clients=clients, params=params)
+            request = EvaluateRequest(clients=clients, settings=first.settings, params=params)
             return evaluate_clients(self.experiment, request, self.states)
         return train_clients(
             self.experiment,
@@ -173,7 +173,8 @@ def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
     if arrays is not None and not isinstance(arrays, ArrayRecord):
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
     if kind == MessageType.EVALUATE:
-        return _Asked(kind, places, Settings(), arrays, None)
+        number = int(_number(words.get_config(content), words.SERVER_ROUND, 0))
+        return _Asked(kind, places, Settings(round=number), arrays, None)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
     return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content))

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedmoe.clients.algorithms import LocalAlgorithm, local_algorithm
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.errors import DataError
-from fedmoe.models import Parameters, build_model, parameters_of
+from fedmoe.models import Parameters, parameters_of
 from fedmoe.schema import ExperimentConfig, MoeConfig
 from fedmoe.training.device import resolve_device
 from fedmoe.training.pool import Pool, Samples
@@ -25,6 +26,7 @@ class Experiment:
         data: every client's data, or what makes them on demand.
         model: the architecture; its parameters are the initial ones.
         initial: initial parameters, the same for every client since they come from the seed.
+        algorithm: what clients do with the model that they are sent.
         device: where clients train and where their samples lie.
     """
 
@@ -32,6 +34,7 @@ class Experiment:
     data: Federation
     model: nn.Module
     initial: Parameters
+    algorithm: LocalAlgorithm
     device: torch.device
 
     @classmethod
@@ -42,8 +45,15 @@ class Experiment:
             ConfigError: a model that cannot be built, or a device that is not there.
         """
         device = resolve_device(config.training.device)
-        model = build_model(config.model, data.task, config.seed)
-        return cls(config, data, model, parameters_of(model), device)
+        algorithm = local_algorithm(config.strategy)
+        model = algorithm.build(config.model, data.task, config.seed)
+        return cls(config, data, model, parameters_of(model), algorithm, device)
+
+    @cached_property
+    def shared(self) -> Parameters:
+        """The initial parameters that travel."""
+        private = self.algorithm.private_names(self)
+        return {name: value for name, value in self.initial.items() if name not in private}
 
     @cached_property
     def pool(self) -> Pool:

@@ -36,9 +36,9 @@ class FedMoEClient(NumPyClient):
         self._states = ContextStates({client: self.state})
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """The initial parameters, in the model's order of names."""
+        """The initial parameters that travel, in the model's order of names."""
         del config
-        return [value.numpy().copy() for value in self.experiment.initial.values()]
+        return [value.numpy().copy() for value in self.experiment.shared.values()]
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -57,7 +57,7 @@ class FedMoEClient(NumPyClient):
         )
         records = train_clients(self.experiment, request, self._states)
         trained, metrics = cast(Stack, records[words.ARRAYS]), cast(Numbers, records[words.METRICS])
-        arrays = [trained.tensors[name][0].cpu().numpy() for name in self.experiment.initial]
+        arrays = [trained.tensors[name][0].cpu().numpy() for name in self.experiment.shared]
         loss = float(metrics[words.LOSS][0])
         return arrays, int(metrics[words.NUM_EXAMPLES][0]), {words.LOSS: loss}
 
@@ -75,7 +75,7 @@ class FedMoEClient(NumPyClient):
         return float(loss), count, dict(scores)
 
     def _params(self, parameters: NDArrays) -> Parameters:
-        names = list(self.experiment.initial)
+        names = list(self.experiment.shared)
         if len(parameters) != len(names):
             raise ValueError(f"expected {len(names)} arrays ({names}), got {len(parameters)}")
         return {n: torch.tensor(p)[None] for n, p in zip(names, parameters, strict=True)}

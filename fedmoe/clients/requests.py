@@ -43,8 +43,8 @@ class TrainRequest:
     Attributes:
         clients: (C,) the clients' partitions.
         settings: the same for all.
-        params: models to start from, (C, ...) by name or (1, ...) for one that all share;
-            `None` goes on with the clients' own.
+        params: models to start from, (C, ...) by name or (1, ...) for one that all share; of
+            what is not there, the clients go on with their own.
         guidance: what the MetaLearner told; empty if it told nothing.
         guidance_of: (C,) which of it each client was told.
     """
@@ -62,8 +62,10 @@ class EvaluateRequest:
 
     Attributes:
         clients: (C,) the clients' partitions.
-        params: as in `TrainRequest`; `None` scores the clients' own.
+        settings: the same for all; only the round matters.
+        params: as in `TrainRequest`; without any, the clients' own models are scored.
     """
 
     clients: Ints
+    settings: Settings = field(default_factory=Settings)
     params: Parameters | None = None

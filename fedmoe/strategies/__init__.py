@@ -17,10 +17,12 @@ from fedmoe.schema import (
     CustomStrategyConfig,
     ExperimentConfig,
     FedAdamConfig,
+    FedAvgConfig,
     FedProxConfig,
     InsightConfig,
     LocalConfig,
     StockConfig,
+    StrategyConfig,
 )
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.fedadam import FedAdam
@@ -70,15 +72,25 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         return _construct(_stock_class(chosen.class_name), chosen.options, extra)
     if isinstance(chosen, CustomStrategyConfig):
         return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
-    if isinstance(chosen, LocalConfig):
-        return Local(**common)
+    return _OURS[type(chosen)](**_server_options(chosen), **common)
+
+
+# What a strategy's file calls for; the client's side of each is in `fedmoe.clients.algorithms`.
+_OURS: dict[type, Factory] = {
+    LocalConfig: Local,
+    FedAvgConfig: FedAvg,
+    FedProxConfig: FedProx,
+    FedAdamConfig: FedAdam,
+}
+
+
+def _server_options(chosen: StrategyConfig) -> dict[str, Any]:
+    """The keys of a strategy's configuration that its server-side class takes."""
     if isinstance(chosen, FedProxConfig):
-        return FedProx(proximal_mu=chosen.proximal_mu, **common)
+        return {"proximal_mu": chosen.proximal_mu}
     if isinstance(chosen, FedAdamConfig):
-        return FedAdam(
-            eta=chosen.eta, beta_1=chosen.beta_1, beta_2=chosen.beta_2, tau=chosen.tau, **common
-        )
-    return FedAvg(**common)
+        return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
+    return {}
 
 
 def _stock_class(name: str) -> Factory:

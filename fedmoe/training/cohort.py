@@ -50,6 +50,7 @@ class Cohort:
         prior: a prior on the parameters, or `None`.
         wants_gradient_norms: whether `Trained.mean_grad_C` and `std_grad_C` are to be computed.
         wants_optimizer_state: whether `Trained.optimizer_state` is to be kept.
+        frozen: names of parameters that are used but do not move.
     """
 
     client_C: Ints
@@ -65,6 +66,7 @@ class Cohort:
     prior: Prior | None = None
     wants_gradient_norms: bool = True
     wants_optimizer_state: bool = True
+    frozen: frozenset[str] = frozenset()
 
     def take(self, index: Ints, params: Parameters) -> "Cohort":
         """The chosen clients, in that order, on the device of the given parameters."""
@@ -198,9 +200,10 @@ class _Trainer:
             epochs_C=cohort.epochs_C, batch_size=self.batch_size, seed=cohort.seed,
             round=cohort.round,
         )  # fmt: skip
+        moving = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
         state = cohort.optimizer_state
         if state is None:
-            state = self.optimizer.initial_state(cohort.params)
+            state = self.optimizer.initial_state(moving)
         like = next(iter(cohort.params.values()))
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
@@ -212,15 +215,18 @@ class _Trainer:
             if now != active:
                 active = int(now)
                 views, state_views = take_first(cohort.params, active), take_first(state, active)
+                moves = take_first(moving, active)
             x, target = self.pool.batch(rows_SCB[step, :active, :width])
             batch = Batch(x, target, weight_SCB[step, :active, :width])
             loss_SC[step, :active], gradient = self.differentiate(views, batch)
-            if norm_SC is not None:
-                gradient = Found(gradient.tensors())
-                norm_SC[step, :active] = gradient.norm_C()
-            self.optimizer.step(views, gradient, state_views, cohort.lr_C[:active])
+            if norm_SC is not None or cohort.frozen:
+                found = Found({n: g for n, g in gradient.tensors().items() if n in moves})
+                gradient = found
+                if norm_SC is not None:
+                    norm_SC[step, :active] = found.norm_C()
+            self.optimizer.step(moves, gradient, state_views, cohort.lr_C[:active])
             if cohort.prior is not None:
-                cohort.prior.pull(views, cohort.lr_C[:active])
+                cohort.prior.pull(moves, cohort.lr_C[:active])
         kept = state if cohort.wants_optimizer_state else {}
         return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
 

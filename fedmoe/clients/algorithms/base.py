@@ -1,0 +1,69 @@
+"""What a client does with the model that it is sent: one algorithm a file.
+
+The server's side of each is the strategy of the same name. Parameters that are private to the
+clients are named here, and only here: they are in no reply, and a server that sends them gets an
+error.
+
+Letters: C clients of the cohort.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fedmoe.data.federation import Task
+from fedmoe.messages.arrays import Records, Stack
+from fedmoe.models import Parameters, build_model
+from fedmoe.schema import ModelConfig
+from fedmoe.training.cohort import Trained
+
+if TYPE_CHECKING:
+    from fedmoe.clients.experiment import Experiment
+    from fedmoe.clients.job import Job
+
+
+class LocalAlgorithm:
+    """Trains all of the received model; there is a personalised one only of private parts."""
+
+    def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
+        """The model that the clients train.
+
+        Raises:
+            ConfigError: the configured model does not go with the algorithm.
+        """
+        return build_model(config, task, seed)
+
+    def private_names(self, experiment: "Experiment") -> frozenset[str]:
+        """The parameters that never leave a client."""
+        del experiment
+        return frozenset()
+
+    def train(self, job: "Job", start: Parameters) -> Trained:
+        """Train, and `job.keep` what is the client's own besides the parameters.
+
+        Args:
+            job: the clients.
+            start: their models, (C, ...) by name, or (1, ...) where all have the same.
+        """
+        return job.train(start)
+
+    def told(self, job: "Job", trained: Trained) -> Records:
+        """What the clients reply besides metrics: the parameters that they were sent, trained."""
+        sent = {name: trained.params[name] for name in job.received}
+        return {"arrays": Stack(sent)} if sent else {}
+
+    def shared_model(self, job: "Job") -> Parameters | None:
+        """The global model, whole, (1 or C, ...) by name; `None` where there is no such thing."""
+        return job.received if len(job.received) == len(job.experiment.initial) else None
+
+    def personal_model(self, job: "Job", start: Parameters) -> Parameters | None:
+        """Each client's own model for evaluation, made with its training data.
+
+        Args:
+            job: the clients.
+            start: the shared model with the clients' private parameters.
+
+        Returns:
+            (C, ...) by name, or `None` if it is the shared model.
+        """
+        return None if self.shared_model(job) is not None else start

@@ -1,0 +1,62 @@
+"""What a cohort tells of its training where an insight is asked for.
+
+Letters: C clients of the cohort.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmoe.clients.job import Job
+from fedmoe.clients.payloads import make_payloads
+from fedmoe.clients.requests import TrainRequest
+from fedmoe.messages import words
+from fedmoe.messages.arrays import Numbers, Records, Stack
+from fedmoe.training.cohort import Trained
+
+
+def make_insights(job: Job, trained: Trained) -> Records:
+    """The numbers and the payload of an insight, if one is wanted."""
+    request = job.request
+    wanted = request.settings.payloads
+    if not isinstance(request, TrainRequest) or wanted is None:
+        return {}
+    settings, samples = request.settings, job.samples
+    mean_grad, std_grad = as_numbers(trained.mean_grad_C), as_numbers(trained.std_grad_C)
+    final_loss = as_numbers(trained.final_loss_C)
+    numbers: Numbers = {
+        "client_id": request.clients,
+        "round": np.full(len(request.clients), settings.round),
+        "num_examples": samples.count_C,
+        "epochs_trained": np.full(len(request.clients), job.experiment.config.training.epochs),
+        "final_loss": final_loss,
+        "loss_improvement": as_numbers(trained.first_loss_C) - final_loss,
+        "mean_grad": mean_grad,
+        "std_grad": std_grad,
+        "uncertainty": as_numbers(_uncertainty(job, trained)),
+        "volatility": std_grad / (mean_grad + 1e-8),
+    }
+    payload = make_payloads(job.experiment, wanted, samples, settings.prototype_min_count)
+    records: Records = {words.INSIGHT: words.insight_numbers(numbers)}
+    return {**records, words.PAYLOAD: Stack(payload)} if payload else records
+
+
+def _uncertainty(job: Job, trained: Trained) -> Tensor:
+    """Predictive uncertainty on the validation part.
+
+    Of a client that has none it is that on the training part: too low, but not the 0 of
+    somebody who knows everything.
+    """
+    held_out = job.score(trained.params, "validation")
+    if held_out.count_C.all():
+        return held_out.uncertainty_C
+    seen = job.score(trained.params, "train")
+    has_some = torch.from_numpy(held_out.count_C > 0).to(job.experiment.device)
+    return torch.where(has_some, held_out.uncertainty_C, seen.uncertainty_C)
+
+
+def as_numbers(values_C: Tensor) -> NDArray[np.float64]:
+    """One number of each client as it is reported."""
+    numbers: NDArray[np.float64] = values_C.cpu().double().numpy()
+    return numbers

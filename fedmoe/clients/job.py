@@ -1,0 +1,198 @@
+"""One cohort at work on one request: what local algorithms are made of.
+
+Letters: C clients of the cohort.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
+from fedmoe.clients.states import States
+from fedmoe.data.federation import Ints, Part
+from fedmoe.messages.arrays import Stack
+from fedmoe.models import Parameters
+from fedmoe.profiling import section
+from fedmoe.training.cohort import Cohort, Trained, train_cohort
+from fedmoe.training.evaluation import Evaluation, evaluate_cohort
+from fedmoe.training.optimizers import make_optimizer
+from fedmoe.training.pool import Samples
+from fedmoe.training.terms import Term
+
+
+@dataclass
+class Job:
+    """Clients of one cohort, what they were asked, and what they keep for themselves.
+
+    Attributes:
+        experiment: what all clients have in common.
+        request: what is asked.
+        states: the clients' private arrays; changed by `finish` only, so that a cohort that
+            fails half-way can be asked again.
+    """
+
+    experiment: Experiment
+    request: TrainRequest | EvaluateRequest
+    states: States
+    _kept: list[tuple[str, Parameters]] = field(default_factory=list)
+
+    @property
+    def clients(self) -> Ints:
+        """(C,) the clients' partitions."""
+        return self.request.clients
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The clients' training data."""
+        return self.experiment.samples("train", self.clients)
+
+    @cached_property
+    def received(self) -> Parameters:
+        """The arrays that were sent: (C, ...) by name, or (1, ...) if all clients share them.
+
+        Raises:
+            ValueError: they are not the parameters that travel; private ones are refused, too.
+        """
+        if self.request.params is None:
+            return {}
+        params, shared = self.request.params, self.experiment.shared
+        expected = {name: value.shape for name, value in shared.items()}
+        shapes = {name: value.shape[1:] for name, value in params.items()}
+        if shapes != expected:
+            raise ValueError(f"the received model has shapes {shapes}, expected {expected}")
+        # Flower's FedOpt family sends float64 for a float32 model.
+        return {
+            name: params[name].to(self.experiment.device, like.dtype)
+            for name, like in shared.items()
+        }
+
+    def start(self) -> Parameters:
+        """The clients' models: what was received, and their own of all else."""
+        received = self.received
+        missing = [name for name in self.experiment.initial if name not in received]
+        params = {**self.own(MODEL, self.initial(missing)), **received}
+        return {name: params[name] for name in self.experiment.initial}
+
+    def initial(self, names: Sequence[str]) -> Parameters:
+        """Initial parameters, (1, ...) by name."""
+        device = self.experiment.device
+        return {name: self.experiment.initial[name][None].to(device) for name in names}
+
+    def own(self, key: str, default: Parameters) -> Parameters:
+        """Private arrays, (C, ...) by name, or the default (1 or C, ...) for who has none."""
+        if not default:
+            return {}
+        found = self.states.read(key, self.clients, default)
+        if found is None:
+            return default
+        return {name: found[name].to(self.experiment.device) for name in default}
+
+    def keep(self, key: str, arrays: Parameters) -> None:
+        """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
+        if arrays:
+            self._kept.append((key, arrays))
+
+    def finish(self, trained: Parameters) -> None:
+        """Let the clients keep what is theirs.
+
+        One whose training has diverged stays as it was: its reply is refused, but it may do
+        better in the next round, with its samples in another order or with other guidance.
+
+        Args:
+            trained: the models that came out, (C, ...) by name.
+        """
+        if not self._kept:
+            return
+        stacks = [(key, Stack(arrays)) for key, arrays in self._kept]
+        finite_C = Stack(trained).finite_C
+        for _, stack in stacks:
+            finite_C = finite_C & stack.finite_C
+        places = np.flatnonzero(finite_C)
+        if not len(places):
+            return
+        whole = len(places) == len(self.clients)
+        for key, stack in stacks:
+            own = stack if whole else stack.take(places)
+            self.states.write(key, self.clients[places], own.tensors)
+
+    def train(
+        self,
+        params: Parameters,
+        *,
+        epochs: int | None = None,
+        frozen: frozenset[str] = frozenset(),
+        terms: Sequence[Term] = (),
+        optimizer: str = OPTIMIZER,
+    ) -> Trained:
+        """Train models on the clients' training data as the configuration says.
+
+        Args:
+            params: to start from, (C, ...) by name or (1, ...) for one that all share.
+            epochs: passes over the data; the configuration's if `None`.
+            frozen: names of parameters that do not move.
+            terms: added to the loss, besides what the request asks for.
+            optimizer: under which key the optimiser's state is kept, where it is kept.
+        """
+        cohort = self._cohort(params, epochs, frozen, terms, optimizer)
+        experiment = self.experiment
+        with section("train"):
+            trained = train_cohort(
+                experiment.model, experiment.data.task, self.samples.pool,
+                experiment.config.training, cohort, experiment.balance_weight,
+            )  # fmt: skip
+        self.keep(optimizer, trained.optimizer_state)
+        return trained
+
+    def _cohort(
+        self,
+        params: Parameters,
+        epochs: int | None,
+        frozen: frozenset[str],
+        terms: Sequence[Term],
+        optimizer: str,
+    ) -> Cohort:
+        config, request, count = self.experiment.config.training, self.request, len(self.clients)
+        wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
+        asked, prior, insight = list[Term](), None, False
+        if isinstance(request, TrainRequest):
+            asked = guided_terms(self.experiment, request, self.samples, wide)
+            prior = guided_prior(self.experiment, request, self.samples.count_C)
+            insight = request.settings.payloads is not None
+        moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
+        goes_on = not config.reset_optimizer
+        return Cohort(
+            client_C=self.clients,
+            rows_Cn=self.samples.rows_Cn,
+            count_C=self.samples.count_C,
+            params=wide,
+            seed=self.experiment.config.seed,
+            round=request.settings.round,
+            epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
+            lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
+            optimizer_state=self._optimizer_state(optimizer, moving) if goes_on else None,
+            terms=[*asked, *terms],
+            prior=prior,
+            wants_gradient_norms=insight,
+            wants_optimizer_state=goes_on,
+            frozen=frozen,
+        )
+
+    def _optimizer_state(self, key: str, moving: Parameters) -> Parameters | None:
+        """What the clients go on from; `None` if all begin."""
+        fresh = make_optimizer(self.experiment.config.training).initial_state(moving)
+        found = self.states.read(key, self.clients, fresh)
+        return found and {n: value.to(self.experiment.device) for n, value in found.items()}
+
+    def score(self, params: Parameters, part: Part) -> Evaluation:
+        """Score models, as `train` takes them, on a part of the clients' data."""
+        samples = self.experiment.samples(part, self.clients)
+        with section("evaluate"):
+            return evaluate_cohort(
+                self.experiment.model, self.experiment.data.task, samples.pool, params,
+                samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
+            )  # fmt: skip
