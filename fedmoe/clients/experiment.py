@@ -50,10 +50,15 @@ class Experiment:
         return cls(config, data, model, parameters_of(model), algorithm, device)
 
     @cached_property
+    def parts(self) -> tuple[Parameters, Parameters]:
+        """The initial parameters that travel, and those that are private; (1, ...) by name."""
+        whole = {name: value[None].to(self.device) for name, value in self.initial.items()}
+        return self.algorithm.split(self, whole)
+
+    @property
     def shared(self) -> Parameters:
         """The initial parameters that travel."""
-        private = self.algorithm.private_names(self)
-        return {name: value for name, value in self.initial.items() if name not in private}
+        return {name: value[0].cpu() for name, value in self.parts[0].items()}
 
     @cached_property
     def pool(self) -> Pool:

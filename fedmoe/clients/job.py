@@ -60,28 +60,27 @@ class Job:
         """
         if self.request.params is None:
             return {}
-        params, shared = self.request.params, self.experiment.shared
-        expected = {name: value.shape for name, value in shared.items()}
+        params, (shared, _) = self.request.params, self.experiment.parts
+        expected = {name: value.shape[1:] for name, value in shared.items()}
         shapes = {name: value.shape[1:] for name, value in params.items()}
         if shapes != expected:
             raise ValueError(f"the received model has shapes {shapes}, expected {expected}")
         # Flower's FedOpt family sends float64 for a float32 model.
-        return {
-            name: params[name].to(self.experiment.device, like.dtype)
-            for name, like in shared.items()
-        }
+        return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
 
     def start(self) -> Parameters:
         """The clients' models: what was received, and their own of all else."""
-        received = self.received
-        missing = [name for name in self.experiment.initial if name not in received]
-        params = {**self.own(MODEL, self.initial(missing)), **received}
-        return {name: params[name] for name in self.experiment.initial}
+        shared, private = self.experiment.parts
+        algorithm = self.experiment.algorithm
+        if not self.received:
+            return self.own(MODEL, algorithm.join(shared, private))
+        return algorithm.join(self.received, self.own(MODEL, private))
 
-    def initial(self, names: Sequence[str]) -> Parameters:
-        """Initial parameters, (1, ...) by name."""
-        device = self.experiment.device
-        return {name: self.experiment.initial[name][None].to(device) for name in names}
+    def private(self, params: Parameters) -> Parameters:
+        """What of the clients' models they keep: the private parts, or all if none was sent."""
+        if not self.received:
+            return params
+        return self.experiment.algorithm.split(self.experiment, params)[1]
 
     def own(self, key: str, default: Parameters) -> Parameters:
         """Private arrays, (C, ...) by name, or the default (1 or C, ...) for who has none."""

@@ -39,7 +39,7 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
         },
         **make_insights(job, trained),
     }
-    job.keep(MODEL, {n: p for n, p in trained.params.items() if n not in job.received})
+    job.keep(MODEL, job.private(trained.params))
     job.finish(trained.params)
     return records
 
