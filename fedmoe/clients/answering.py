@@ -20,7 +20,7 @@ from fedmoe.clients.states import ContextStates, States
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Records, Stack, gather, shared
+from fedmoe.messages.arrays import Records, Stack, gather, shared, signature_of
 from fedmoe.messages.broadcast import distinct_contents
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
@@ -92,12 +92,14 @@ class _Asked:
     places: Ints
     settings: Settings
     arrays: ArrayRecord | None
-    guidance: Guidance | None
+    experts: ArrayRecord | None = None
+    guidance: Guidance | None = None
 
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        return self.kind, self.settings, self.arrays is None, guided
+        held = signature_of(self.experts)["index"] if self.experts else ()
+        return self.kind, self.settings, self.arrays is None, held, guided
 
 
 class _Answering:
@@ -132,16 +134,21 @@ class _Answering:
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
-        first, params = group[0], _gathered(group, source)
+        first, params = group[0], _gathered([asked.arrays for asked in group], source)
+        held = _gathered([asked.experts for asked in group], source)
+        experts = None if held is None else held["index"]
         if first.kind == MessageType.EVALUATE:
-            request = EvaluateRequest(clients=clients, settings=first.settings, params=params)
-            return evaluate_clients(self.experiment, request, self.states)
+            scored = EvaluateRequest(
+                clients=clients, settings=first.settings, params=params, experts=experts
+            )
+            return evaluate_clients(self.experiment, scored, self.states)
         return train_clients(
             self.experiment,
             TrainRequest(
                 clients=clients,
                 settings=first.settings,
                 params=params,
+                experts=experts,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
             ),
@@ -153,9 +160,9 @@ class _Answering:
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
 
 
-def _gathered(group: Sequence[_Asked], source: Ints) -> Parameters | None:
-    """The models that were sent: one row if it is the same for all, else one for each client."""
-    records = [asked.arrays for asked in group if asked.arrays is not None]
+def _gathered(sent: Sequence[ArrayRecord | None], source: Ints) -> Parameters | None:
+    """The arrays that were sent: one row if all were sent the same, else one for each client."""
+    records = [record for record in sent if record is not None]
     if not records:
         return None
     if shared(records):
@@ -174,10 +181,24 @@ def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
     if kind == MessageType.EVALUATE:
         number = int(_number(words.get_config(content), words.SERVER_ROUND, 0))
-        return _Asked(kind, places, Settings(round=number), arrays, None)
+        return _Asked(kind, places, Settings(round=number), arrays, _experts(content))
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
-    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content))
+    return _Asked(
+        kind, places, _settings(content), arrays, _experts(content), words.get_guidance(content)
+    )
+
+
+def _experts(content: RecordDict) -> ArrayRecord | None:
+    record = content.get(words.EXPERTS)
+    if record is None:
+        return None
+    if not isinstance(record, ArrayRecord) or signature_of(record).keys() != {"index"}:
+        raise ValueError(f"record {words.EXPERTS!r} must hold the array index")
+    shape, dtype = signature_of(record)["index"]
+    if len(shape) != 1 or dtype != "int64":
+        raise ValueError(f"experts' index is {dtype} {shape}, expected int64 (M,)")
+    return record
 
 
 def _settings(content: RecordDict) -> Settings:

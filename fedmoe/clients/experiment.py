@@ -53,7 +53,7 @@ class Experiment:
     def parts(self) -> tuple[Parameters, Parameters]:
         """The initial parameters that travel, and those that are private; (1, ...) by name."""
         whole = {name: value[None].to(self.device) for name, value in self.initial.items()}
-        return self.algorithm.split(self, whole)
+        return self.algorithm.split(self.model, whole)
 
     @property
     def shared(self) -> Parameters:

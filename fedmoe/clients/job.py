@@ -1,6 +1,6 @@
 """One cohort at work on one request: what local algorithms are made of.
 
-Letters: C clients of the cohort.
+Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,16 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.experts import held_rows, with_rows
 from fedmoe.clients.guided import guided_prior, guided_terms
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
 from fedmoe.messages.arrays import Stack
-from fedmoe.models import Parameters
+from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.profiling import section
 from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
@@ -61,12 +63,38 @@ class Job:
         if self.request.params is None:
             return {}
         params, (shared, _) = self.request.params, self.experiment.parts
-        expected = {name: value.shape[1:] for name, value in shared.items()}
-        shapes = {name: value.shape[1:] for name, value in params.items()}
+        held = () if self.experts is None else (self.experts.shape[1],)
+        expected = {name: (*held, *value.shape[1 + len(held) :]) for name, value in shared.items()}
+        shapes = {name: tuple(value.shape[1:]) for name, value in params.items()}
         if shapes != expected:
             raise ValueError(f"the received model has shapes {shapes}, expected {expected}")
         # Flower's FedOpt family sends float64 for a float32 model.
         return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
+
+    @cached_property
+    def experts(self) -> Tensor | None:
+        """(C, M) which of a mixture's experts the clients were sent; `None` for all.
+
+        Raises:
+            ValueError: there are none such, or they do not ascend.
+        """
+        index = self.request.experts
+        if index is None:
+            return None
+        if not isinstance(self.experiment.model, MixtureOfExperts):
+            raise ValueError("experts were sent for a model that has none")
+        most = self.experiment.model.num_experts
+        ascends = bool((index.diff(dim=1) > 0).all())
+        if not ascends or not index.shape[1] or bool((index < 0).any() | (index >= most).any()):
+            raise ValueError(f"experts {index[0].tolist()} must ascend and lie in 0..{most - 1}")
+        return index.to(self.experiment.device).expand(len(self.clients), -1)
+
+    def model_of(self, params: Parameters) -> nn.Module:
+        """The model for some parameters: a mixture may have all of its experts, or fewer."""
+        model = self.experiment.model
+        if isinstance(model, MixtureOfExperts):
+            return model.like(next(iter(params.values())).shape[1])
+        return model
 
     def start(self) -> Parameters:
         """The clients' models: what was received, and their own of all else."""
@@ -74,13 +102,20 @@ class Job:
         algorithm = self.experiment.algorithm
         if not self.received:
             return self.own(MODEL, algorithm.join(shared, private))
-        return algorithm.join(self.received, self.own(MODEL, private))
+        own = self.own(MODEL, private)
+        if self.experts is not None:
+            own = {name: held_rows(value, self.experts) for name, value in own.items()}
+        return algorithm.join(self.received, own)
 
     def private(self, params: Parameters) -> Parameters:
-        """What of the clients' models they keep: the private parts, or all if none was sent."""
+        """What of the clients' models is theirs: the private parts, or all if none was sent."""
         if not self.received:
             return params
-        return self.experiment.algorithm.split(self.experiment, params)[1]
+        kept = self.experiment.algorithm.split(self.experiment.model, params)[1]
+        if self.experts is None:
+            return kept
+        whole = self.own(MODEL, self.experiment.parts[1])
+        return {name: with_rows(whole[name], self.experts, kept[name]) for name in kept}
 
     def own(self, key: str, default: Parameters) -> Parameters:
         """Private arrays, (C, ...) by name, or the default (1 or C, ...) for who has none."""
@@ -141,7 +176,7 @@ class Job:
         experiment = self.experiment
         with section("train"):
             trained = train_cohort(
-                experiment.model, experiment.data.task, self.samples.pool,
+                self.model_of(params), experiment.data.task, self.samples.pool,
                 experiment.config.training, cohort, experiment.balance_weight,
             )  # fmt: skip
         self.keep(optimizer, trained.optimizer_state)
@@ -192,6 +227,6 @@ class Job:
         samples = self.experiment.samples(part, self.clients)
         with section("evaluate"):
             return evaluate_cohort(
-                self.experiment.model, self.experiment.data.task, samples.pool, params,
+                self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
             )  # fmt: skip

@@ -39,7 +39,7 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
         },
         **make_insights(job, trained),
     }
-    job.keep(MODEL, job.private(trained.params))
+    job.keep(MODEL, experiment.algorithm.kept(job, trained))
     job.finish(trained.params)
     return records
 

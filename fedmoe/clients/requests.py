@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
@@ -45,6 +46,7 @@ class TrainRequest:
         settings: the same for all.
         params: models to start from, (C, ...) by name or (1, ...) for one that all share; of
             what is not there, the clients go on with their own.
+        experts: (C, M) or (1, M) which experts `params` holds, ascending; all if `None`.
         guidance: what the MetaLearner told; empty if it told nothing.
         guidance_of: (C,) which of it each client was told.
     """
@@ -52,6 +54,7 @@ class TrainRequest:
     clients: Ints
     settings: Settings
     params: Parameters | None = None
+    experts: Tensor | None = None
     guidance: Sequence[Guidance] = ()
     guidance_of: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
@@ -64,8 +67,10 @@ class EvaluateRequest:
         clients: (C,) the clients' partitions.
         settings: the same for all; only the round matters.
         params: as in `TrainRequest`; without any, the clients' own models are scored.
+        experts: as in `TrainRequest`.
     """
 
     clients: Ints
     settings: Settings = field(default_factory=Settings)
     params: Parameters | None = None
+    experts: Tensor | None = None

@@ -53,6 +53,8 @@ class ReplyGuard:
     A strategy may add a check of its own: a method `check_reply(message)` that raises
     `ValueError`. Where replies are stacked, a method `doubtful_replies(part, nodes)` spares the
     messages: it returns which of them, (P,), `check_reply` is to look at; the others are good.
+    Arrays must come back in the shapes in which they were sent; a method
+    `reply_signature(signature)` says otherwise.
     """
 
     def __init__(self, config: RuntimeBase, strategy: Strategy | None = None) -> None:

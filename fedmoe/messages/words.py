@@ -17,6 +17,7 @@ METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
+EXPERTS = "experts"  # which experts of a mixture the arrays hold
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

@@ -64,6 +64,41 @@ class FedAdamConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedEmConfig(StrategyBase):
+    """FedEM (arXiv 2108.10252): every client a mixture of its own of shared components.
+
+    Attributes:
+        num_components: M, each a model as configured.
+    """
+
+    name: Literal["fedem"]
+    num_components: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class IfcaConfig(StrategyBase):
+    """IFCA (arXiv 2006.04088): each client trains the best of K models.
+
+    Attributes:
+        num_clusters: K, each a model as configured.
+        restarts: starts that are tried, one after the other; 1 for just one.
+        restart_rounds: how many rounds each is tried, if there are several.
+    """
+
+    name: Literal["ifca"]
+    num_clusters: Count
+    restarts: Count
+    restart_rounds: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LocalGlobalConfig(StrategyBase):
+    """A global and a local expert under a local gate (arXiv 2010.02056)."""
+
+    name: Literal["local_global"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InsightConfig(StrategyBase):
     """Insight exchange: no weights travel; the MetaLearner answers with guidance.
 
@@ -107,6 +142,9 @@ StrategyConfig = Annotated[
     | FedAvgConfig
     | FedProxConfig
     | FedAdamConfig
+    | FedEmConfig
+    | IfcaConfig
+    | LocalGlobalConfig
     | InsightConfig
     | StockConfig
     | CustomStrategyConfig,

@@ -8,6 +8,7 @@ from typing import Any
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedmoe.clients.algorithms import initial_shared
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
@@ -18,25 +19,33 @@ from fedmoe.schema import (
     ExperimentConfig,
     FedAdamConfig,
     FedAvgConfig,
+    FedEmConfig,
     FedProxConfig,
+    IfcaConfig,
     InsightConfig,
     LocalConfig,
+    LocalGlobalConfig,
     StockConfig,
-    StrategyConfig,
 )
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
+from fedmoe.strategies.fedem import FedEm
 from fedmoe.strategies.fedprox import FedProx
+from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange
 from fedmoe.strategies.local import Local
+from fedmoe.strategies.local_global import LocalGlobal
 
 __all__ = [
     "FedAdam",
     "FedAvg",
+    "FedEm",
     "FedProx",
+    "Ifca",
     "InsightExchange",
     "Local",
+    "LocalGlobal",
     "StackedFedAvg",
     "build_strategy",
     "register",
@@ -72,7 +81,7 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         return _construct(_stock_class(chosen.class_name), chosen.options, extra)
     if isinstance(chosen, CustomStrategyConfig):
         return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
-    return _OURS[type(chosen)](**_server_options(chosen), **common)
+    return _OURS[type(chosen)](**_server_options(config, task), **common)
 
 
 # What a strategy's file calls for; the client's side of each is in `fedmoe.clients.algorithms`.
@@ -81,15 +90,23 @@ _OURS: dict[type, Factory] = {
     FedAvgConfig: FedAvg,
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
+    FedEmConfig: FedEm,
+    IfcaConfig: Ifca,
+    LocalGlobalConfig: LocalGlobal,
 }
 
 
-def _server_options(chosen: StrategyConfig) -> dict[str, Any]:
-    """The keys of a strategy's configuration that its server-side class takes."""
+def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
+    """What a strategy's server-side class takes besides seed and sampling."""
+    chosen = config.strategy
     if isinstance(chosen, FedProxConfig):
         return {"proximal_mu": chosen.proximal_mu}
     if isinstance(chosen, FedAdamConfig):
         return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
+    if isinstance(chosen, IfcaConfig):
+        seeds = [config.seed + restart for restart in range(1, chosen.restarts)]
+        starts = [initial_shared(config, task, seed) for seed in seeds]
+        return {"starts": starts, "restart_rounds": chosen.restart_rounds}
     return {}
 
 

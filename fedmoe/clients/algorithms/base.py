@@ -34,19 +34,19 @@ class LocalAlgorithm:
         """
         return build_model(config, task, seed)
 
-    def private_names(self, experiment: "Experiment") -> frozenset[str]:
+    def private_names(self, model: nn.Module) -> frozenset[str]:
         """The parameters that never leave a client."""
-        del experiment
+        del model
         return frozenset()
 
-    def split(self, experiment: "Experiment", params: Parameters) -> tuple[Parameters, Parameters]:
+    def split(self, model: nn.Module, params: Parameters) -> tuple[Parameters, Parameters]:
         """What of a model travels, and what is private; `join` is the reverse.
 
         Args:
-            experiment: the model and its configuration.
+            model: as `build` made it.
             params: (C, ...) by name.
         """
-        private = self.private_names(experiment)
+        private = self.private_names(model)
         shared = {name: value for name, value in params.items() if name not in private}
         return shared, {name: value for name, value in params.items() if name in private}
 
@@ -65,12 +65,16 @@ class LocalAlgorithm:
 
     def told(self, job: "Job", trained: Trained) -> Records:
         """What the clients reply besides metrics: the parameters that they were sent, trained."""
-        shared, _ = self.split(job.experiment, trained.params)
+        shared, _ = self.split(job.experiment.model, trained.params)
         return {ARRAYS: Stack(shared)} if job.received else {}
+
+    def kept(self, job: "Job", trained: Trained) -> Parameters:
+        """What of the models the clients keep until they are asked again, (C, ...) by name."""
+        return job.private(trained.params)
 
     def shared_model(self, job: "Job") -> Parameters | None:
         """The global model, whole, (1 or C, ...) by name; `None` where there is no such thing."""
-        _, private = self.split(job.experiment, job.experiment.initial)
+        _, private = self.split(job.experiment.model, job.experiment.initial)
         return None if private else job.received or None
 
     def personal_model(self, job: "Job", start: Parameters) -> Parameters | None:
