@@ -177,7 +177,7 @@ class Job:
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
-                experiment.config.training, cohort, experiment.balance_weight,
+                experiment.config.training, cohort, experiment.router_losses,
             )  # fmt: skip
         self.keep(optimizer, trained.optimizer_state)
         return trained

@@ -132,8 +132,8 @@ class ExpertAveraging(StackedFedAvg):
         if self.sends_back_all:
             strange |= index_CM != experts
         examples = np.nan_to_num(examples_CM, nan=-1.0)
-        wrong_C: NDArray[np.bool_] = (strange | (examples < 0) | (examples > MAX_SHARE)).any(axis=1)
-        return wrong_C
+        strange |= (examples < 0) | (examples > MAX_SHARE)
+        return np.asarray(strange.any(axis=1))
 
     def _asked_experts(self) -> NDArray[np.int64]:
         index = self.sent_experts()

@@ -23,7 +23,7 @@ __all__ = ["LocalAlgorithm", "initial_shared", "local_algorithm"]
 _ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
     FedEmConfig: FedEm,
     IfcaConfig: Ifca,
-    LocalGlobalConfig: lambda config: LocalGlobal(),
+    LocalGlobalConfig: lambda _: LocalGlobal(),
 }
 
 

@@ -19,7 +19,6 @@ from fedmoe.schema import ModelConfig
 from fedmoe.training.cohort import Trained
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 

@@ -1,5 +1,7 @@
-"""FedEM: Marfoq et al., "Federated multi-task learning under a mixture of distributions",
-arXiv 2108.10252, algorithm 1.
+"""FedEM: each client mixes shared components in proportions of its own.
+
+Marfoq et al., "Federated multi-task learning under a mixture of distributions", arXiv
+2108.10252, algorithm 1.
 
 Each client's data are a mixture of M components that all clients share, in proportions pi_k of
 its own. A round's E step finds the posteriors and pi_k (equations 5 and 6), the M step trains
@@ -26,7 +28,6 @@ from fedmoe.training.cohort import Trained
 from fedmoe.training.posteriors import fit_prior
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 # What keeps a proportion above 0, in samples: so little that the numbers are the paper's.

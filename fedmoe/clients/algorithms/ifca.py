@@ -1,5 +1,7 @@
-"""IFCA: Ghosh et al., "An efficient framework for clustered federated learning",
-arXiv 2006.04088, algorithm 1, model averaging.
+"""IFCA: each client trains the best of several models.
+
+Ghosh et al., "An efficient framework for clustered federated learning", arXiv 2006.04088,
+algorithm 1, model averaging.
 
 The clients get K models, choose the one with the least loss on their training data, train that
 and send it back with its index. Evaluation chooses in the same way, among the models that have
@@ -24,7 +26,6 @@ from fedmoe.training.cohort import Trained
 from fedmoe.training.posteriors import best_expert
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 _ASSIGNMENT = "router.assignment"

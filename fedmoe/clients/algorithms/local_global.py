@@ -22,7 +22,6 @@ from fedmoe.models import Parameters, Router, build_mixture
 from fedmoe.schema import ModelConfig
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 
@@ -32,8 +31,10 @@ class LocalGlobal(LocalAlgorithm):
     @override
     def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
         """Two models as configured under a gate."""
-        combine = "probabilities" if task.kind == "classification" else "outputs"
-        return build_mixture(config, task, seed, router=Router(num_experts=2), combine=combine)
+        return build_mixture(
+            config, task, seed, router=Router(num_experts=2),
+            combine="probabilities" if task.kind == "classification" else "outputs",
+        )  # fmt: skip
 
     @override
     def split(self, model: nn.Module, params: Parameters) -> tuple[Parameters, Parameters]:

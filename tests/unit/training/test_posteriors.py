@@ -1,6 +1,7 @@
 # Posteriors and priors of mixtures against loops over single samples.
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_steps_raise_the_likelihood_until_they_rest_where_it_is_flat() -> None:
     for _ in range(400):
         prior = fit_prior(likelihood, logits, prior, real, iterations=1, pseudo_count=1e-9)
         values.append(total(prior))
-    assert all(after >= before - 1e-9 for before, after in zip(values, values[1:], strict=False))
+    assert all(after >= before - 1e-9 for before, after in pairwise(values))
     leaf = prior.clone().requires_grad_()
     log_gate = (logits + leaf.unsqueeze(2)).log_softmax(dim=1)
     (slope,) = torch.autograd.grad((log_gate + likelihood).logsumexp(dim=1).sum(), leaf)
