@@ -7,6 +7,7 @@ Letters: C messages, n of them in a group.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -180,8 +181,7 @@ def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
     if arrays is not None and not isinstance(arrays, ArrayRecord):
         raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
     if kind == MessageType.EVALUATE:
-        number = int(_number(words.get_config(content), words.SERVER_ROUND, 0))
-        return _Asked(kind, places, Settings(round=number), arrays, _experts(content))
+        return _Asked(kind, places, _settings(content), arrays, _experts(content))
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
     return _Asked(
@@ -209,9 +209,17 @@ def _settings(content: RecordDict) -> Settings:
     return Settings(
         round=int(_number(config, words.SERVER_ROUND, 0)),
         proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
+        prior_strength=_strength(config),
         payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
         prototype_min_count=int(_number(config, words.PROTOTYPE_MIN_COUNT, 1)),
     )
+
+
+def _strength(config: ConfigRecord) -> float:
+    value = _number(config, words.PRIOR_STRENGTH, 1.0)
+    if not 0 < value < math.inf:
+        raise ValueError(f"config {words.PRIOR_STRENGTH!r} must be above 0, got {value}")
+    return value
 
 
 def _number(config: ConfigRecord, key: str, default: float) -> float:

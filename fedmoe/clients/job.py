@@ -17,7 +17,7 @@ from fedmoe.clients.guided import guided_prior, guided_terms
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
-from fedmoe.messages.arrays import Stack
+from fedmoe.messages.arrays import Records, Stack
 from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.profiling import section
 from fedmoe.training.cohort import Cohort, Trained, train_cohort
@@ -36,11 +36,13 @@ class Job:
         request: what is asked.
         states: the clients' private arrays; changed by `finish` only, so that a cohort that
             fails half-way can be asked again.
+        told: records that an algorithm adds to the replies.
     """
 
     experiment: Experiment
     request: TrainRequest | EvaluateRequest
     states: States
+    told: Records = field(default_factory=dict)
     _kept: list[tuple[str, Parameters]] = field(default_factory=list)
 
     @property
@@ -89,6 +91,17 @@ class Job:
             raise ValueError(f"experts {index[0].tolist()} must ascend and lie in 0..{most - 1}")
         return index.to(self.experiment.device).expand(len(self.clients), -1)
 
+    def samples_of(self, part: Part) -> Samples:
+        """A part of the clients' data."""
+        return self.samples if part == "train" else self.experiment.samples(part, self.clients)
+
+    def expert_index(self, params: Parameters) -> Tensor:
+        """(C, M) which experts a mixture's parameters hold."""
+        if self.experts is not None:
+            return self.experts
+        count = next(iter(params.values())).shape[1]
+        return torch.arange(count).expand(len(self.clients), count)
+
     def model_of(self, params: Parameters) -> nn.Module:
         """The model for some parameters: a mixture may have all of its experts, or fewer."""
         model = self.experiment.model
@@ -106,6 +119,13 @@ class Job:
         if self.experts is not None:
             own = {name: held_rows(value, self.experts) for name, value in own.items()}
         return algorithm.join(self.received, own)
+
+    def start_afresh(self) -> Parameters:
+        """What was received, with private parts as they are at first."""
+        private = self.experiment.parts[1]
+        if self.experts is not None:
+            private = {name: held_rows(value, self.experts) for name, value in private.items()}
+        return self.experiment.algorithm.join(self.received, private)
 
     def private(self, params: Parameters) -> Parameters:
         """What of the clients' models is theirs: the private parts, or all if none was sent."""
@@ -130,6 +150,10 @@ class Job:
         """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
         if arrays:
             self._kept.append((key, arrays))
+
+    def tell(self, key: str, arrays: Parameters) -> None:
+        """Add a record to the clients' replies, (C, ...) by name."""
+        self.told[key] = Stack(arrays)
 
     def finish(self, trained: Parameters) -> None:
         """Let the clients keep what is theirs.
@@ -224,7 +248,7 @@ class Job:
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""
-        samples = self.experiment.samples(part, self.clients)
+        samples = self.samples_of(part)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,

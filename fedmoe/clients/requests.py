@@ -27,12 +27,14 @@ class Settings(NamedTuple):
     Attributes:
         round: of the federation.
         proximal_mu: weight of FedProx's term.
+        prior_strength: of the private prior over a mixture's experts, in samples.
         payloads: what to put into the insight; `None` if no insight is wanted.
         prototype_min_count: classes with fewer samples send no prototype.
     """
 
     round: int = 0
     proximal_mu: float = 0.0
+    prior_strength: float = 1.0
     payloads: tuple[str, ...] | None = None
     prototype_min_count: int = 1
 

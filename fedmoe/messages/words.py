@@ -18,12 +18,14 @@ INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
 EXPERTS = "experts"  # which experts of a mixture the arrays hold
+STRENGTHS = "strengths"  # validation losses by strength of a client's prior
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"
+PRIOR_STRENGTH = "prior-strength"
 WANTED_PAYLOADS = "insight-payloads"  # names joined by commas; its presence asks for an insight
 PROTOTYPE_MIN_COUNT = "prototype-min-count"
 _VERSION = "schema_version"

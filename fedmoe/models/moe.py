@@ -121,6 +121,10 @@ class MixtureOfExperts(WrittenModule):
         mixed = combine.mix(answers.y_COB, routing.weight)
         return _Pass(self, combine, x_CBD, routing, answers, mixed)
 
+    def route(self, params: Mapping[str, Tensor], x: Tensor) -> Routing:
+        """What the router decides for (..., B, D), as at evaluation."""
+        return self.rule.route(self._own("router", params), x)
+
     def answers(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> tuple[Tensor, Tensor]:
         """What the experts say one by one, and the gate without anything private to a client.
 

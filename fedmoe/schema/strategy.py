@@ -92,6 +92,31 @@ class IfcaConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedMoeConfig(StrategyBase):
+    """A federated mixture of experts, averaged expert by expert.
+
+    Attributes:
+        num_experts: E of the mixture that is made of the model; `model=moe` brings its own.
+        gate: `prior` (a gate that all share, under a private prior over the experts), `shared`
+            or `local` (private).
+        warm_up_rounds: rounds of a single model, out of which the experts are then made; 0
+            starts with experts at random.
+        gate_from: first round in which the gate of `prior` is trained.
+        strengths: how many samples spread evenly over the experts a client's prior is held by;
+            of several, the federation chooses by its validation data.
+        class_strength: the same for a private bias by shares of classes; `None` for no bias.
+    """
+
+    name: Literal["fedmoe"]
+    num_experts: Count
+    gate: Literal["prior", "shared", "local"]
+    warm_up_rounds: Annotated[int, Field(ge=0)]
+    gate_from: Count
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    class_strength: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LocalGlobalConfig(StrategyBase):
     """A global and a local expert under a local gate (arXiv 2010.02056)."""
 
@@ -144,6 +169,7 @@ StrategyConfig = Annotated[
     | FedAdamConfig
     | FedEmConfig
     | IfcaConfig
+    | FedMoeConfig
     | LocalGlobalConfig
     | InsightConfig
     | StockConfig

@@ -20,6 +20,7 @@ from fedmoe.schema import (
     FedAdamConfig,
     FedAvgConfig,
     FedEmConfig,
+    FedMoeConfig,
     FedProxConfig,
     IfcaConfig,
     InsightConfig,
@@ -31,6 +32,7 @@ from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedem import FedEm
+from fedmoe.strategies.fedmoe import FedMoE
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange
@@ -41,6 +43,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedEm",
+    "FedMoE",
     "FedProx",
     "Ifca",
     "InsightExchange",
@@ -91,6 +94,7 @@ _OURS: dict[type, Factory] = {
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
     FedEmConfig: FedEm,
+    FedMoeConfig: FedMoE,
     IfcaConfig: Ifca,
     LocalGlobalConfig: LocalGlobal,
 }
@@ -103,6 +107,9 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
         return {"proximal_mu": chosen.proximal_mu}
     if isinstance(chosen, FedAdamConfig):
         return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
+    if isinstance(chosen, FedMoeConfig):
+        strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
+        return {"warm_up_rounds": chosen.warm_up_rounds, "strengths": strengths}
     if isinstance(chosen, IfcaConfig):
         seeds = [config.seed + restart for restart in range(1, chosen.restarts)]
         starts = [initial_shared(config, task, seed) for seed in seeds]

@@ -29,7 +29,7 @@ def fit_prior(
     weight_CB: Tensor,
     *,
     iterations: int,
-    pseudo_count: float,
+    pseudo_count: float | Tensor,
 ) -> Tensor:
     """Each client's log prior that best explains its samples, by generalised EM.
 
@@ -45,7 +45,7 @@ def fit_prior(
         prior_CE: to start from.
         weight_CB: 1 for a sample, 0 for padding.
         iterations: EM steps, at least 0.
-        pseudo_count: a, above 0; a large one holds the prior at 1 / E.
+        pseudo_count: a, above 0; a large one holds the prior at 1 / E. One, or (C, 1).
 
     Returns:
         (C, E) log prior that sums to 1 as a distribution.

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedmoe.clients.algorithms.base import LocalAlgorithm
 from fedmoe.clients.algorithms.fedem import FedEm
+from fedmoe.clients.algorithms.fedmoe import FedMoE
 from fedmoe.clients.algorithms.ifca import Ifca
 from fedmoe.clients.algorithms.local_global import LocalGlobal
 from fedmoe.data.federation import Task
@@ -12,6 +13,7 @@ from fedmoe.models import Parameters, parameters_of
 from fedmoe.schema import (
     ExperimentConfig,
     FedEmConfig,
+    FedMoeConfig,
     IfcaConfig,
     LocalGlobalConfig,
     StrategyConfig,
@@ -22,6 +24,7 @@ __all__ = ["LocalAlgorithm", "initial_shared", "local_algorithm"]
 # By the strategy that it is the client's side of; any other trains all that it is sent.
 _ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
     FedEmConfig: FedEm,
+    FedMoeConfig: FedMoE,
     IfcaConfig: Ifca,
     LocalGlobalConfig: lambda _: LocalGlobal(),
 }

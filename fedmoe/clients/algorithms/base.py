@@ -63,9 +63,13 @@ class LocalAlgorithm:
         return job.train(start)
 
     def told(self, job: "Job", trained: Trained) -> Records:
-        """What the clients reply besides metrics: the parameters that they were sent, trained."""
+        """What the clients reply besides metrics: the parameters that they were sent, trained.
+
+        `train` may add records by `job.tell`.
+        """
         shared, _ = self.split(job.experiment.model, trained.params)
-        return {ARRAYS: Stack(shared)} if job.received else {}
+        arrays: Records = {ARRAYS: Stack(shared)} if job.received else {}
+        return {**arrays, **job.told}
 
     def kept(self, job: "Job", trained: Trained) -> Parameters:
         """What of the models the clients keep until they are asked again, (C, ...) by name."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmoe.data.federation import Task
+from fedmoe.data.federation import Part, Task
 from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.training.chunks import capacity, even_chunks
 from fedmoe.training.terms import take_rows
@@ -35,14 +35,15 @@ class Evidence(NamedTuple):
 
 
 @torch.no_grad()
-def gather_evidence(job: "Job", params: Parameters) -> Evidence:
-    """Run every expert on every client's training data.
+def gather_evidence(job: "Job", params: Parameters, part: Part = "train") -> Evidence:
+    """Run every expert on a part of every client's data.
 
     Args:
         job: the clients.
         params: of a mixture, (C, ...) by name, or (1, ...) where all have the same.
+        part: of the data.
     """
-    experiment, samples = job.experiment, job.samples
+    experiment, samples = job.experiment, job.samples_of(part)
     model = job.model_of(params)
     assert isinstance(model, MixtureOfExperts)
     longest = max(samples.rows_Cn.shape[1], 1)
@@ -56,6 +57,18 @@ def gather_evidence(job: "Job", params: Parameters) -> Evidence:
         likelihood_CEn = log_likelihood(experiment.data.task, answers_CEOn, y)
         parts.append(Evidence(likelihood_CEn, logits_CEn, real_Cn.to(x.dtype)))
     return Evidence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def routed_examples(job: "Job", params: Parameters) -> Tensor:
+    """How many training samples each client's router sends to each expert, (C, E)."""
+    model = job.model_of(params)
+    assert isinstance(model, MixtureOfExperts)
+    x, _, real_Cn = job.samples.padded()
+    count = len(job.clients)
+    own = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
+    routing = model.route(own, x)
+    return torch.einsum("cen,cn->ce", routing.chosen, real_Cn.to(x.dtype))
 
 
 def _rows(value: Tensor, index: Tensor, clients: int) -> Tensor:
