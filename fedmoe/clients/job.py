@@ -24,7 +24,7 @@ from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
-from fedmoe.training.terms import Term
+from fedmoe.training.terms import Prior, Term
 
 
 @dataclass
@@ -185,6 +185,7 @@ class Job:
         epochs: int | None = None,
         frozen: frozenset[str] = frozenset(),
         terms: Sequence[Term] = (),
+        prior: Prior | None = None,
         optimizer: str = OPTIMIZER,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
@@ -194,9 +195,10 @@ class Job:
             epochs: passes over the data; the configuration's if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
+            prior: on the parameters; the request's own comes first.
             optimizer: under which key the optimiser's state is kept, where it is kept.
         """
-        cohort = self._cohort(params, epochs, frozen, terms, optimizer)
+        cohort = self._cohort(params, epochs, frozen, terms, prior, optimizer)
         experiment = self.experiment
         with section("train"):
             trained = train_cohort(
@@ -212,14 +214,15 @@ class Job:
         epochs: int | None,
         frozen: frozenset[str],
         terms: Sequence[Term],
+        prior: Prior | None,
         optimizer: str,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
         wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
-        asked, prior, insight = list[Term](), None, False
+        asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
             asked = guided_terms(self.experiment, request, self.samples, wide)
-            prior = guided_prior(self.experiment, request, self.samples.count_C)
+            prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
             insight = request.settings.payloads is not None
         moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
         goes_on = not config.reset_optimizer

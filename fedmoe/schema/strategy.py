@@ -102,6 +102,7 @@ class FedMoeConfig(StrategyBase):
         warm_up_rounds: rounds of a single model, out of which the experts are then made; 0
             starts with experts at random.
         gate_from: first round in which the gate of `prior` is trained.
+        gate_decay: precision of a Gaussian prior at 0 on the gate's weights, as a weight decay.
         strengths: how many samples spread evenly over the experts a client's prior is held by;
             of several, the federation chooses by its validation data.
         class_strength: the same for a private bias by shares of classes; `None` for no bias.
@@ -112,6 +113,7 @@ class FedMoeConfig(StrategyBase):
     gate: Literal["prior", "shared", "local"]
     warm_up_rounds: Annotated[int, Field(ge=0)]
     gate_from: Count
+    gate_decay: NonNegative
     strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     class_strength: Positive | None
 
