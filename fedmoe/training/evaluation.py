@@ -52,16 +52,18 @@ def evaluate_cohort(
         model: the architecture; put into evaluation mode (no dropout).
         task: fixes the loss and whether there is an accuracy.
         pool: where the rows lie, and on which device to compute.
-        params: parameters, client axis first; an axis of length 1 is one model for everybody.
+        params: parameters, client axis first; one of length 1 is the same for everybody.
         rows_Cn: each client's rows, padded on the right.
         count_C: how many of them are real.
         cohort_size: most clients stacked at once.
     """
     predict = _predictions(model)
-    shared = next(iter(params.values())).shape[0] == 1
+    shared = all(len(value) == 1 for value in params.values())
     order = np.argsort(-count_C, kind="stable")
     totals_3C = pool.x_ND.new_zeros(3, len(count_C))
     own = {name: value.to(pool.device) for name, value in params.items()}
+    if not shared:  # what all have the same may stand beside what is each one's own
+        own = {name: p.expand(len(count_C), *p.shape[1:]) for name, p in own.items()}
     start, stacked = 0, {} if shared else own
     while start < len(order) and (most := int(count_C[order[start]])):
         stop = start + capacity(stacked, pool, most, cohort_size)
