@@ -38,12 +38,12 @@ class StepContext(NamedTuple):
     Attributes:
         weight: (C, B) each sample's share of its batch; 0 for padding, which takes no capacity
             and is no load.
-        key: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
+        key_C: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
             in any cohort.
     """
 
     weight: Tensor
-    key: Tensor
+    key_C: Tensor
 
 
 def softmax_top_k(logits: Tensor, top_k: int) -> Routing:
