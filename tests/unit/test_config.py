@@ -215,7 +215,13 @@ def test_the_defaults_of_a_mixture_are_the_documented_ones() -> None:
         "expert_options": {},
         "combine": "outputs",
         "router": {"name": "softmax", "top_k": 2},
-        "losses": {"balance": 0.01, "scope": "local"},
+        "losses": {
+            "importance": 0.0,
+            "load": 0.0,
+            "balance": 0.01,
+            "z": 0.0,
+            "scope": "local",
+        },
     }
 
 
