@@ -127,7 +127,7 @@ class Job:
         epochs: int | None = None,
         frozen: frozenset[str] = frozenset(),
         terms: Sequence[Term] = (),
-        optimizer: str = OPTIMIZER,
+        optimizer: str | None = OPTIMIZER,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
 
@@ -136,16 +136,19 @@ class Job:
             epochs: passes over the data; the configuration's if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
-            optimizer: under which key the optimiser's state is kept, where it is kept.
+            optimizer: under which key the optimiser's state is kept, where it is kept; `None`
+                for one that begins afresh and is not kept.
         """
-        cohort = self._cohort(params, epochs, frozen, terms, optimizer)
         experiment = self.experiment
+        kept = None if experiment.config.training.reset_optimizer else optimizer
+        cohort = self._cohort(params, epochs, frozen, terms, kept)
         with section("train"):
             trained = train_cohort(
                 experiment.model, experiment.data.task, self.samples.pool,
                 experiment.config.training, cohort, experiment.balance_weight,
             )  # fmt: skip
-        self.keep(optimizer, trained.optimizer_state)
+        if kept is not None:
+            self.keep(kept, trained.optimizer_state)
         return trained
 
     def _cohort(
@@ -154,7 +157,7 @@ class Job:
         epochs: int | None,
         frozen: frozenset[str],
         terms: Sequence[Term],
-        optimizer: str,
+        optimizer: str | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
         wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
@@ -164,7 +167,6 @@ class Job:
             prior = guided_prior(self.experiment, request, self.samples.count_C)
             insight = request.settings.payloads is not None
         moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
-        goes_on = not config.reset_optimizer
         return Cohort(
             client_C=self.clients,
             rows_Cn=self.samples.rows_Cn,
@@ -174,11 +176,11 @@ class Job:
             round=request.settings.round,
             epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
             lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
-            optimizer_state=self._optimizer_state(optimizer, moving) if goes_on else None,
+            optimizer_state=None if optimizer is None else self._optimizer_state(optimizer, moving),
             terms=[*asked, *terms],
             prior=prior,
             wants_gradient_norms=insight,
-            wants_optimizer_state=goes_on,
+            wants_optimizer_state=optimizer is not None,
             frozen=frozen,
         )
 

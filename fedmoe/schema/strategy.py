@@ -34,6 +34,18 @@ class FedAvgConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAvgFineTuneConfig(StrategyBase):
+    """FedAvg whose clients fine-tune the global model before they use it (arXiv 2108.07313).
+
+    Attributes:
+        finetune_epochs: passes over a client's training part from the global model.
+    """
+
+    name: Literal["fedavg_finetune"]
+    finetune_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FedProxConfig(StrategyBase):
     """FedAvg with a proximal term at the client (arXiv 1812.06127).
 
@@ -61,6 +73,36 @@ class FedAdamConfig(StrategyBase):
     beta_1: Fraction
     beta_2: Fraction
     tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DittoConfig(StrategyBase):
+    """FedAvg, and a private model at each client that is held near to it (arXiv 2012.04221).
+
+    Attributes:
+        proximal_lambda: weight of lambda / 2 * ||v - w_global||^2; 0 is training alone.
+        personal_epochs: passes of the private model over the client's training part per round.
+    """
+
+    name: Literal["ditto"]
+    proximal_lambda: NonNegative
+    personal_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedRepConfig(StrategyBase):
+    """A shared body, averaged, under a private head of each client's (arXiv 2102.07078).
+
+    Attributes:
+        head_epochs: passes of the head over a client's training part per round; the body's are
+            `training.epochs`.
+        head: names of the head's parameters, or of submodules for all that is below them;
+            `None` for the model's last layer, see `fedmoe.models.heads`.
+    """
+
+    name: Literal["fedrep"]
+    head_epochs: Count
+    head: Annotated[tuple[str, ...], Field(min_length=1)] | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -105,8 +147,11 @@ class CustomStrategyConfig(StrategyBase):
 StrategyConfig = Annotated[
     LocalConfig
     | FedAvgConfig
+    | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
+    | DittoConfig
+    | FedRepConfig
     | InsightConfig
     | StockConfig
     | CustomStrategyConfig,

@@ -15,26 +15,35 @@ from fedmoe.messages.words import LOSS
 from fedmoe.registry import Registry
 from fedmoe.schema import (
     CustomStrategyConfig,
+    DittoConfig,
     ExperimentConfig,
     FedAdamConfig,
     FedAvgConfig,
+    FedAvgFineTuneConfig,
     FedProxConfig,
+    FedRepConfig,
     InsightConfig,
     LocalConfig,
     StockConfig,
     StrategyConfig,
 )
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
+from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
+from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
 from fedmoe.strategies.fedprox import FedProx
+from fedmoe.strategies.fedrep import FedRep
 from fedmoe.strategies.insight import InsightExchange
 from fedmoe.strategies.local import Local
 
 __all__ = [
+    "Ditto",
     "FedAdam",
     "FedAvg",
+    "FedAvgFineTune",
     "FedProx",
+    "FedRep",
     "InsightExchange",
     "Local",
     "StackedFedAvg",
@@ -79,8 +88,11 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
 _OURS: dict[type, Factory] = {
     LocalConfig: Local,
     FedAvgConfig: FedAvg,
+    FedAvgFineTuneConfig: FedAvgFineTune,
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
+    DittoConfig: Ditto,
+    FedRepConfig: FedRep,
 }
 
 

@@ -4,12 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmoe.clients.algorithms.base import LocalAlgorithm
-from fedmoe.schema import StrategyConfig
+from fedmoe.clients.algorithms.ditto import Ditto
+from fedmoe.clients.algorithms.fedavg_finetune import FedAvgFineTune
+from fedmoe.clients.algorithms.fedrep import FedRep
+from fedmoe.schema import (
+    DittoConfig,
+    FedAvgFineTuneConfig,
+    FedRepConfig,
+    StrategyConfig,
+)
 
 __all__ = ["LocalAlgorithm", "local_algorithm"]
 
 # By the strategy that it is the client's side of; any other trains all that it is sent.
-_ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {}
+_ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
+    DittoConfig: Ditto,
+    FedAvgFineTuneConfig: FedAvgFineTune,
+    FedRepConfig: FedRep,
+}
 
 
 def local_algorithm(config: StrategyConfig) -> LocalAlgorithm:
