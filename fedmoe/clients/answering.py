@@ -7,7 +7,7 @@ Letters: C messages, n of them in a group.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,7 @@ def answer_cohort(
     groups: dict[tuple[object, ...], list[_Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places)
+            asked = _read(content, kind, places, experiment.algorithm.reads)
         except Exception as error:
             answering.fail(places, error)
         else:
@@ -93,11 +93,12 @@ class _Asked:
     settings: Settings
     arrays: ArrayRecord | None
     guidance: Guidance | None
+    extras: Mapping[str, ArrayRecord]
 
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        return self.kind, self.settings, self.arrays is None, guided
+        return self.kind, self.settings, self.arrays is None, guided, tuple(self.extras)
 
 
 class _Answering:
@@ -132,7 +133,9 @@ class _Answering:
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
-        first, params = group[0], _gathered(group, source)
+        first = group[0]
+        sent = [asked.arrays for asked in group if asked.arrays is not None]
+        params = _gathered(sent, source) if sent else None
         if first.kind == MessageType.EVALUATE:
             request = EvaluateRequest(clients=clients, settings=first.settings, params=params)
             return evaluate_clients(self.experiment, request, self.states)
@@ -144,6 +147,10 @@ class _Answering:
                 params=params,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
+                extras={
+                    key: _gathered([asked.extras[key] for asked in group], source)
+                    for key in first.extras
+                },
             ),
             self.states,
         )
@@ -153,31 +160,41 @@ class _Answering:
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
 
 
-def _gathered(group: Sequence[_Asked], source: Ints) -> Parameters | None:
-    """The models that were sent: one row if it is the same for all, else one for each client."""
-    records = [asked.arrays for asked in group if asked.arrays is not None]
-    if not records:
-        return None
+def _gathered(records: Sequence[ArrayRecord], source: Ints) -> Parameters:
+    """What was sent: one row if it is the same for all, else `records[source]`."""
     if shared(records):
         return gather(records[:1])
     return Stack(gather(records)).take(source).tensors
 
 
-def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
+def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) -> _Asked:
     """Turn a message's content into a request.
+
+    Args:
+        content: of the message.
+        kind: Flower's message type.
+        places: who was sent it.
+        reads: keys of further array records that a train message may have.
 
     Raises:
         ValueError: the message is of an unknown kind or malformed.
     """
-    arrays = content.get(words.ARRAYS)
-    if arrays is not None and not isinstance(arrays, ArrayRecord):
-        raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
+    arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
         number = int(_number(words.get_config(content), words.SERVER_ROUND, 0))
-        return _Asked(kind, places, Settings(round=number), arrays, None)
+        return _Asked(kind, places, Settings(round=number), arrays, None, {})
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
-    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content))
+    found = ((key, _get_arrays(content, key)) for key in reads)
+    extras = {key: record for key, record in found if record is not None}
+    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content), extras)
+
+
+def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
+    record = content.get(key)
+    if record is not None and not isinstance(record, ArrayRecord):
+        raise ValueError(f"record {key!r} must be an ArrayRecord")
+    return record
 
 
 def _settings(content: RecordDict) -> Settings:

@@ -92,6 +92,11 @@ class Job:
             return default
         return {name: found[name].to(self.experiment.device) for name in default}
 
+    def extra(self, key: str) -> Parameters:
+        """Further arrays that were sent, as `received`; nothing if there were none."""
+        extras = self.request.extras if isinstance(self.request, TrainRequest) else {}
+        return {n: value.to(self.experiment.device) for n, value in extras.get(key, {}).items()}
+
     def keep(self, key: str, arrays: Parameters) -> None:
         """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
         if arrays:

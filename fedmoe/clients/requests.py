@@ -6,7 +6,7 @@ into these.
 Letters: C clients of the cohort.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class TrainRequest:
             what is not there, the clients go on with their own.
         guidance: what the MetaLearner told; empty if it told nothing.
         guidance_of: (C,) which of it each client was told.
+        extras: further arrays that the clients' algorithm reads, by the key of their record;
+            as `params`.
     """
 
     clients: Ints
@@ -54,6 +56,7 @@ class TrainRequest:
     params: Parameters | None = None
     guidance: Sequence[Guidance] = ()
     guidance_of: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    extras: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

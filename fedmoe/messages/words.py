@@ -17,6 +17,7 @@ METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
+PROTOTYPES = "prototypes"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

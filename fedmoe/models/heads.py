@@ -6,9 +6,12 @@ The body maps inputs to a representation, and the head that to outputs.
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
+from fedmoe.models.base import as_output
 from fedmoe.models.moe import MixtureOfExperts
 
 # How a perceptron calls its layers: lists of weights and of biases.
@@ -55,3 +58,17 @@ def _last_layer(names: Sequence[str]) -> frozenset[str]:
         return frozenset(f"{layer[1]}{kind}.{layer[2]}" for kind in ("weights", "biases"))
     parent = names[-1].rpartition(".")[0]
     return frozenset(name for name in names if name.rpartition(".")[0] == parent)
+
+
+@torch.no_grad()
+def representation_width(model: nn.Module, task: Task) -> int:
+    """F, the number of a representation's axes.
+
+    Raises:
+        ConfigError: the model's representation of a sample is not a vector.
+    """
+    shape = as_output(model.eval()(torch.zeros(2, task.num_features))).features.shape
+    if len(shape) != 2:
+        kind = type(model).__name__
+        raise ConfigError(f"{kind}: two samples have features {tuple(shape)}, expected (2, F)")
+    return shape[1]

@@ -106,6 +106,19 @@ class FedRepConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedProtoConfig(StrategyBase):
+    """Class prototypes travel, and no weights (arXiv 2105.00243).
+
+    Attributes:
+        prototype_lambda: weight of the mean squared distance between a sample's representation
+            and its class's prototype; 0 is training alone.
+    """
+
+    name: Literal["fedproto"]
+    prototype_lambda: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InsightConfig(StrategyBase):
     """Insight exchange: no weights travel; the MetaLearner answers with guidance.
 
@@ -152,6 +165,7 @@ StrategyConfig = Annotated[
     | FedAdamConfig
     | DittoConfig
     | FedRepConfig
+    | FedProtoConfig
     | InsightConfig
     | StockConfig
     | CustomStrategyConfig,

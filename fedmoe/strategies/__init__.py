@@ -12,6 +12,8 @@ from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.messages.words import LOSS
+from fedmoe.models import build_model
+from fedmoe.models.heads import representation_width
 from fedmoe.registry import Registry
 from fedmoe.schema import (
     CustomStrategyConfig,
@@ -20,6 +22,7 @@ from fedmoe.schema import (
     FedAdamConfig,
     FedAvgConfig,
     FedAvgFineTuneConfig,
+    FedProtoConfig,
     FedProxConfig,
     FedRepConfig,
     InsightConfig,
@@ -32,6 +35,7 @@ from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
+from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
 from fedmoe.strategies.insight import InsightExchange
@@ -42,6 +46,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgFineTune",
+    "FedProto",
     "FedProx",
     "FedRep",
     "InsightExchange",
@@ -75,6 +80,9 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
     if isinstance(chosen, InsightConfig):
         learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
         return InsightExchange(chosen, learner, task, seed=config.seed)
+    if isinstance(chosen, FedProtoConfig):
+        model = build_model(config.model, task, config.seed)
+        return FedProto(task, representation_width(model, task), **common)
     if isinstance(chosen, StockConfig):
         # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
         extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}

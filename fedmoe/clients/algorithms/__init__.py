@@ -6,10 +6,12 @@ from typing import Any
 from fedmoe.clients.algorithms.base import LocalAlgorithm
 from fedmoe.clients.algorithms.ditto import Ditto
 from fedmoe.clients.algorithms.fedavg_finetune import FedAvgFineTune
+from fedmoe.clients.algorithms.fedproto import FedProto
 from fedmoe.clients.algorithms.fedrep import FedRep
 from fedmoe.schema import (
     DittoConfig,
     FedAvgFineTuneConfig,
+    FedProtoConfig,
     FedRepConfig,
     StrategyConfig,
 )
@@ -21,6 +23,7 @@ _ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
     DittoConfig: Ditto,
     FedAvgFineTuneConfig: FedAvgFineTune,
     FedRepConfig: FedRep,
+    FedProtoConfig: FedProto,
 }
 
 

@@ -197,3 +197,35 @@ def run_fedrep(
         body = world.mean(bodies)
     world.private = {(c, "head"): own for c, own in heads.items()}
     return body, {"personalised": world.score(whole)}
+
+
+def run_fedproto(
+    world: PlainFederation, sampled: Sequence[Sequence[int]], epochs: int, strength: float
+) -> tuple[dict[int, Tensor], Scores]:
+    """Private models; class by class, the mean of all clients' representations is a target."""
+    initial = world.initial
+    models: dict[int, Parameters] = {}
+    prototypes: dict[int, Tensor] = {}
+    for round, clients in enumerate(sampled, start=1):
+        told = dict(prototypes)
+
+        def pulled(params: Parameters, features: Tensor, y: Tensor) -> Tensor:
+            total = torch.zeros(())
+            for feature, label in zip(features, y.tolist(), strict=True):
+                if label in told:  # noqa: B023
+                    total = total + (feature - told[label]).square().mean()  # noqa: B023
+            return strength * total / len(y)
+
+        for c in clients:
+            start = models.get(c, initial)
+            models[c] = world.train(start, c, round, epochs, penalty=pulled)
+        for label in range(world.experiment.data.task.num_outputs):
+            features = []
+            for c in clients:
+                x_nD, y_n = world.data(c, "train")
+                own = world.forward(models[c], x_nD).features
+                features += [row for row, y in zip(own, y_n.tolist(), strict=True) if y == label]
+            if features:
+                prototypes[label] = torch.stack(features).mean(dim=0)
+    world.private = {(c, "model"): own for c, own in models.items()}
+    return prototypes, {"personalised": world.score(lambda c: models.get(c, initial))}

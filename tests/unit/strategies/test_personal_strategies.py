@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message
@@ -12,6 +14,7 @@ from personal_oracle import (
     Scores,
     run_ditto,
     run_fedavg_finetune,
+    run_fedproto,
     run_fedrep,
 )
 
@@ -24,7 +27,7 @@ from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.schema import ExperimentConfig
 from fedmoe.simulations import ContextGrid, InProcessGrid
 from fedmoe.standing import Standing
-from fedmoe.strategies import build_strategy
+from fedmoe.strategies import FedProto, build_strategy
 
 CLIENTS = 6
 WORDS = [
@@ -35,6 +38,7 @@ STRATEGIES = {
     "fedavg_finetune": ["strategy=fedavg_finetune", "strategy.finetune_epochs=3"],
     "ditto": ["strategy=ditto", "strategy.proximal_lambda=0.7", "strategy.personal_epochs=3"],
     "fedrep": ["strategy=fedrep", "strategy.head_epochs=3"],
+    "fedproto": ["strategy=fedproto", "strategy.prototype_lambda=3"],
 }
 TRAINING = {
     "momentum": ["training.weight_decay=0.01"],
@@ -169,6 +173,32 @@ def test_fedrep(training: str, model: Sequence[str]) -> None:
     assert_private(found, world, {"head": "model"})
 
 
+@every_case
+def test_fedproto(training: str, model: Sequence[str]) -> None:
+    found, world = run_and_world("fedproto", training, model)
+    prototypes, scores = run_fedproto(world, found.sampled, 2, strength=3.0)
+    assert found.shared == {}
+    assert isinstance(found.strategy, FedProto)
+    assert np.flatnonzero(found.strategy.known_O).tolist() == sorted(prototypes)
+    for label, prototype in prototypes.items():
+        torch.testing.assert_close(found.strategy.mean_OF[label], prototype, rtol=0, atol=1e-5)
+    assert_scores(found, scores)
+    assert_private(found, world, {"model": "model"})
+
+
+def test_a_class_that_nobody_has_in_a_round_keeps_its_prototype() -> None:
+    """And one that nobody has had yet pulls nobody: as the plain loop has it."""
+    more = ["strategy.fraction_train=0.2", "partition.alpha=0.05", "rounds=4"]
+    found, world = run_and_world("fedproto", "momentum", [], *more)
+    has = [{c: set(world.data(c, "train")[1].tolist()) for c in cs} for cs in found.sampled]
+    by_round = [set().union(*own.values()) for own in has]
+    assert any(now - next for now, next in pairwise(by_round))
+    prototypes, scores = run_fedproto(world, found.sampled, 2, strength=3.0)
+    for label, prototype in prototypes.items():
+        torch.testing.assert_close(found.strategy.mean_OF[label], prototype, rtol=0, atol=1e-5)
+    assert_scores(found, scores)
+
+
 # ------------------------------------------------------------------ one by one, and in cohorts
 
 
@@ -211,6 +241,7 @@ def private_keys(found: Run) -> list[str]:
         ("fedavg_finetune", {"optimizer"}),
         ("ditto", {"optimizer", "personal-model", "personal-optimizer"}),
         ("fedrep", {"model", "optimizer", "head-optimizer"}),
+        ("fedproto", {"model", "optimizer"}),
     ],
 )
 def test_what_is_kept_has_keys_of_its_own(strategy: str, keys: set[str]) -> None:
