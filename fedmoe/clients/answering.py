@@ -8,7 +8,7 @@ Letters: C messages, n of them in a group.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +73,7 @@ def answer_cohort(
     groups: dict[tuple[object, ...], list[_Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places)
+            asked = _read(content, kind, places, experiment.algorithm.reads)
         except Exception as error:
             answering.fail(places, error)
         else:
@@ -93,14 +93,14 @@ class _Asked:
     places: Ints
     settings: Settings
     arrays: ArrayRecord | None
-    experts: ArrayRecord | None = None
-    guidance: Guidance | None = None
+    guidance: Guidance | None
+    extras: Mapping[str, ArrayRecord]
 
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        held = signature_of(self.experts)["index"] if self.experts else ()
-        return self.kind, self.settings, self.arrays is None, held, guided
+        extras = tuple((key, str(signature_of(r))) for key, r in self.extras.items())
+        return self.kind, self.settings, self.arrays is None, guided, extras
 
 
 class _Answering:
@@ -135,9 +135,13 @@ class _Answering:
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
-        first, params = group[0], _gathered([asked.arrays for asked in group], source)
-        held = _gathered([asked.experts for asked in group], source)
-        experts = None if held is None else held["index"]
+        first = group[0]
+        sent = [asked.arrays for asked in group if asked.arrays is not None]
+        params = _gathered(sent, source) if sent else None
+        extras = {
+            key: _gathered([asked.extras[key] for asked in group], source) for key in first.extras
+        }
+        experts = extras.pop(words.EXPERTS, {}).get("index")
         if first.kind == MessageType.EVALUATE:
             scored = EvaluateRequest(
                 clients=clients, settings=first.settings, params=params, experts=experts
@@ -152,6 +156,7 @@ class _Answering:
                 experts=experts,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
+                extras=extras,
             ),
             self.states,
         )
@@ -161,43 +166,53 @@ class _Answering:
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
 
 
-def _gathered(sent: Sequence[ArrayRecord | None], source: Ints) -> Parameters | None:
-    """The arrays that were sent: one row if all were sent the same, else one for each client."""
-    records = [record for record in sent if record is not None]
-    if not records:
-        return None
+def _gathered(records: Sequence[ArrayRecord], source: Ints) -> Parameters:
+    """What was sent: one row if it is the same for all, else `records[source]`."""
     if shared(records):
         return gather(records[:1])
     return Stack(gather(records)).take(source).tensors
 
 
-def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
+def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) -> _Asked:
     """Turn a message's content into a request.
+
+    Args:
+        content: of the message.
+        kind: Flower's message type.
+        places: who was sent it.
+        reads: keys of further array records that a train message may have.
 
     Raises:
         ValueError: the message is of an unknown kind or malformed.
     """
-    arrays = content.get(words.ARRAYS)
-    if arrays is not None and not isinstance(arrays, ArrayRecord):
-        raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
+    arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
-        return _Asked(kind, places, _settings(content), arrays, _experts(content))
+        extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
+        return _Asked(kind, places, _settings(content), arrays, None, extras)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
-    return _Asked(
-        kind, places, _settings(content), arrays, _experts(content), words.get_guidance(content)
-    )
+    found = [(key, _get_arrays(content, key)) for key in reads]
+    found.append((words.EXPERTS, _experts(content)))
+    extras = {key: record for key, record in found if record is not None}
+    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content), extras)
 
 
 def _experts(content: RecordDict) -> ArrayRecord | None:
-    record = content.get(words.EXPERTS)
+    record = _get_arrays(content, words.EXPERTS)
     if record is None:
         return None
-    if not isinstance(record, ArrayRecord) or signature_of(record).keys() != {"index"}:
+    if signature_of(record).keys() != {"index"}:
         raise ValueError(f"record {words.EXPERTS!r} must hold the array index")
     shape, dtype = signature_of(record)["index"]
     if len(shape) != 1 or dtype != "int64":
         raise ValueError(f"experts' index is {dtype} {shape}, expected int64 (M,)")
+    return record
+
+
+def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
+    record = content.get(key)
+    if record is not None and not isinstance(record, ArrayRecord):
+        raise ValueError(f"record {key!r} must be an ArrayRecord")
     return record
 
 

@@ -146,6 +146,11 @@ class Job:
             return default
         return {name: found[name].to(self.experiment.device) for name in default}
 
+    def extra(self, key: str) -> Parameters:
+        """Further arrays that were sent, as `received`; nothing if there were none."""
+        extras = self.request.extras if isinstance(self.request, TrainRequest) else {}
+        return {n: value.to(self.experiment.device) for n, value in extras.get(key, {}).items()}
+
     def keep(self, key: str, arrays: Parameters) -> None:
         """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
         if arrays:
@@ -186,7 +191,7 @@ class Job:
         frozen: frozenset[str] = frozenset(),
         terms: Sequence[Term] = (),
         prior: Prior | None = None,
-        optimizer: str = OPTIMIZER,
+        optimizer: str | None = OPTIMIZER,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
 
@@ -196,16 +201,19 @@ class Job:
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
             prior: on the parameters; the request's own comes first.
-            optimizer: under which key the optimiser's state is kept, where it is kept.
+            optimizer: under which key the optimiser's state is kept, where it is kept; `None`
+                for one that begins afresh and is not kept.
         """
-        cohort = self._cohort(params, epochs, frozen, terms, prior, optimizer)
         experiment = self.experiment
+        kept = None if experiment.config.training.reset_optimizer else optimizer
+        cohort = self._cohort(params, epochs, frozen, terms, prior, kept)
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
                 experiment.config.training, cohort, experiment.router_losses,
             )  # fmt: skip
-        self.keep(optimizer, trained.optimizer_state)
+        if kept is not None:
+            self.keep(kept, trained.optimizer_state)
         return trained
 
     def _cohort(
@@ -215,7 +223,7 @@ class Job:
         frozen: frozenset[str],
         terms: Sequence[Term],
         prior: Prior | None,
-        optimizer: str,
+        optimizer: str | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
         wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
@@ -225,7 +233,6 @@ class Job:
             prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
             insight = request.settings.payloads is not None
         moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
-        goes_on = not config.reset_optimizer
         return Cohort(
             client_C=self.clients,
             rows_Cn=self.samples.rows_Cn,
@@ -235,11 +242,11 @@ class Job:
             round=request.settings.round,
             epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
             lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
-            optimizer_state=self._optimizer_state(optimizer, moving) if goes_on else None,
+            optimizer_state=None if optimizer is None else self._optimizer_state(optimizer, moving),
             terms=[*asked, *terms],
             prior=prior,
             wants_gradient_norms=insight,
-            wants_optimizer_state=goes_on,
+            wants_optimizer_state=optimizer is not None,
             frozen=frozen,
         )
 

@@ -19,6 +19,7 @@ PAYLOAD = "payload"
 GUIDANCE = "guidance"
 EXPERTS = "experts"  # which experts of a mixture the arrays hold
 STRENGTHS = "strengths"  # validation losses by strength of a client's prior
+PROTOTYPES = "prototypes"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

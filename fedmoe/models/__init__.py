@@ -24,7 +24,18 @@ from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
 from fedmoe.models.router_losses import RouterLosses
-from fedmoe.models.routers import ClientRouter, PriorRouter, Router, SoftmaxRouter
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
 from fedmoe.models.routing import Routing, StepContext
 from fedmoe.registry import Registry
 from fedmoe.schema import (
@@ -33,8 +44,6 @@ from fedmoe.schema import (
     MlpConfig,
     ModelConfig,
     MoeConfig,
-    PriorRouterConfig,
-    SoftmaxRouterConfig,
 )
 
 __all__ = [
@@ -60,6 +69,17 @@ __all__ = [
 ]
 
 Factory = Callable[..., nn.Module]
+_ROUTERS: dict[str, Callable[..., Router]] = {
+    "client": ClientRouter,
+    "ensemble": EnsembleRouter,
+    "expert_choice": ExpertChoiceRouter,
+    "loss_free": LossFreeRouter,
+    "noisy": NoisyRouter,
+    "prior": PriorRouter,
+    "rule": RuleRouter,
+    "softmax": SoftmaxRouter,
+    "switch": SwitchRouter,
+}
 REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 
 
@@ -144,12 +164,9 @@ def _mixture(config: MoeConfig, task: Task) -> MixtureOfExperts:
 
 
 def _router(config: MoeConfig) -> Router:
-    experts, router = config.num_experts, config.router
-    if isinstance(router, SoftmaxRouterConfig):
-        return SoftmaxRouter(num_experts=experts, top_k=router.top_k)
-    if isinstance(router, PriorRouterConfig):
-        return PriorRouter(num_experts=experts, gate=router.gate)
-    return ClientRouter(num_experts=experts)
+    """The router that `model.router` describes: its class has the same keys."""
+    keys = asdict(config.router)
+    return _ROUTERS[keys.pop("name")](num_experts=config.num_experts, **keys)
 
 
 def _custom(

@@ -34,6 +34,18 @@ class FedAvgConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAvgFineTuneConfig(StrategyBase):
+    """FedAvg whose clients fine-tune the global model before they use it (arXiv 2108.07313).
+
+    Attributes:
+        finetune_epochs: passes over a client's training part from the global model.
+    """
+
+    name: Literal["fedavg_finetune"]
+    finetune_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FedProxConfig(StrategyBase):
     """FedAvg with a proximal term at the client (arXiv 1812.06127).
 
@@ -126,6 +138,49 @@ class LocalGlobalConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DittoConfig(StrategyBase):
+    """FedAvg, and a private model at each client that is held near to it (arXiv 2012.04221).
+
+    Attributes:
+        proximal_lambda: weight of lambda / 2 * ||v - w_global||^2; 0 is training alone.
+        personal_epochs: passes of the private model over the client's training part per round.
+    """
+
+    name: Literal["ditto"]
+    proximal_lambda: NonNegative
+    personal_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedRepConfig(StrategyBase):
+    """A shared body, averaged, under a private head of each client's (arXiv 2102.07078).
+
+    Attributes:
+        head_epochs: passes of the head over a client's training part per round; the body's are
+            `training.epochs`.
+        head: names of the head's parameters, or of submodules for all that is below them;
+            `None` for the model's last layer, see `fedmoe.models.heads`.
+    """
+
+    name: Literal["fedrep"]
+    head_epochs: Count
+    head: Annotated[tuple[str, ...], Field(min_length=1)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedProtoConfig(StrategyBase):
+    """Class prototypes travel, and no weights (arXiv 2105.00243).
+
+    Attributes:
+        prototype_lambda: weight of the mean squared distance between a sample's representation
+            and its class's prototype; 0 is training alone.
+    """
+
+    name: Literal["fedproto"]
+    prototype_lambda: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InsightConfig(StrategyBase):
     """Insight exchange: no weights travel; the MetaLearner answers with guidance.
 
@@ -167,12 +222,16 @@ class CustomStrategyConfig(StrategyBase):
 StrategyConfig = Annotated[
     LocalConfig
     | FedAvgConfig
+    | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
     | FedEmConfig
     | IfcaConfig
     | FedMoeConfig
     | LocalGlobalConfig
+    | DittoConfig
+    | FedRepConfig
+    | FedProtoConfig
     | InsightConfig
     | StockConfig
     | CustomStrategyConfig,

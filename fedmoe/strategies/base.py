@@ -95,12 +95,16 @@ class StackedFedAvg(FedAvg):
         return Broadcast(
             nodes,
             MessageType.TRAIN,
-            self._records(arrays, config),
+            {**self._records(arrays, config), **self.shared_records()},
             personal=self.personal_records(nodes),
             mergeable=self.mergeable
             and not hasattr(self, "check_reply")
             and (self.arrayrecord_key, self.weighted_by_key) == (words.ARRAYS, words.NUM_EXAMPLES),
         )
+
+    def shared_records(self) -> Mapping[str, RecordType]:
+        """What all nodes are sent to train with besides the weights and settings."""
+        return {}
 
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
         """What each node is sent besides the weights and settings; `None` for nothing."""

@@ -3,7 +3,8 @@
 Terms are added to the loss and differentiated, by autograd or by themselves; a prior is a
 proximal step of its own.
 
-Letters: C clients still active (A of all), B batch, O outputs (classes), D features.
+Letters: C clients still active (A of all), B batch, O outputs (classes), D features, F width of
+the representation.
 """
 
 from collections.abc import Mapping
@@ -150,6 +151,38 @@ class Rehearsal:
     def take(self, index: Tensor) -> "Rehearsal":
         """See `Term`."""
         return Rehearsal(take_rows(self.prototypes, index), take_rows(self.weight, index))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Mean squared distance of each sample's representation from its class's prototype.
+
+    FedProto's regulariser (arXiv 2105.00243, equations 7 and 8, as in the authors' code: the
+    mean over samples and axes). A sample whose class has no prototype counts with zero.
+
+    Attributes:
+        prototypes: (C, O, F) what each client was told.
+        known: (C, O) which classes have a prototype, 1 or 0.
+        strength: lambda.
+    """
+
+    prototypes: Tensor
+    known: Tensor
+    strength: float
+
+    def __call__(self, step: Step) -> Tensor:
+        """See `Term`."""
+        features_CBF = step.output.features
+        index_CBF = step.target.unsqueeze(-1).expand(features_CBF.shape)
+        wanted_CBF = self.prototypes[: step.clients].gather(1, index_CBF)
+        away_CB = (features_CBF - wanted_CBF).square().mean(dim=-1)
+        counts_CB = self.known[: step.clients].gather(1, step.target) * step.weight
+        return self.strength * (away_CB * counts_CB).sum(dim=1)
+
+    def take(self, index: Tensor) -> "Alignment":
+        """See `Term`."""
+        prototypes, known = take_rows(self.prototypes, index), take_rows(self.known, index)
+        return Alignment(prototypes, known, self.strength)
 
 
 @dataclass(frozen=True)
