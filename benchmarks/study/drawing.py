@@ -35,7 +35,7 @@ def draw_settings(comparison: Comparison, path: Path) -> None:
             )
             for name in _strategies(comparison)
         }
-    figure, every = _panels(panels)
+    figure, every = _panels(panels, "o-")
     for axes, family in zip(every, panels, strict=True):
         settings = comparison.settings_of(family)
         names = [name.removeprefix(f"{family}_") for name in settings]
@@ -53,7 +53,7 @@ def draw_bytes(comparison: Comparison, path: Path) -> None:
         }
         for family in _families(comparison)
     }
-    figure, every = _panels(panels)
+    figure, every = _panels(panels, "-")
     for axes in every:
         axes.set_xscale("log")
         axes.set_xlabel("bytes to and from a client")
@@ -93,7 +93,9 @@ def _course(results: Sequence[Result]) -> Curve:
     )
 
 
-def _panels(panels: Mapping[Family, Mapping[str, Curve]]) -> tuple[Figure, Sequence[Axes]]:
+def _panels(
+    panels: Mapping[Family, Mapping[str, Curve]], marker: str
+) -> tuple[Figure, Sequence[Axes]]:
     """Draw the curves, one panel below the other, with their names at the right."""
     figure = Figure(figsize=(9.5, 5.2 * len(panels)), layout="constrained")
     every: list[Axes] = figure.subplots(len(panels), 1, squeeze=False)[:, 0].tolist()
@@ -101,10 +103,7 @@ def _panels(panels: Mapping[Family, Mapping[str, Curve]]) -> tuple[Figure, Seque
         for name, (x, y) in curves.items():
             colour, ours = _COLOURS.get(name, "0.72"), name == OURS
             width = 2.6 if ours else 1.4 if name in _COLOURS else 1.0
-            # A curve of rounds has its end marked, a line over settings each of them.
-            marked = None if x and x[0] == 0 else [-1]
-            look = {"color": colour, "linewidth": width, "marker": "o", "markersize": 2 + width}
-            axes.plot(x, y, markevery=marked if x else None, **look)
+            axes.plot(x, y, marker, markersize=2 + width, color=colour, linewidth=width)
         axes.set_title(family, loc="left")
         _stretch(axes)
         tidy(axes)
