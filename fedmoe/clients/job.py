@@ -226,8 +226,13 @@ class Job:
         optimizer: str | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
+<<<<<<< HEAD
         wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
         asked, insight = list[Term](), False
+=======
+        wide = self._for_each(params)
+        asked, prior, insight = list[Term](), None, False
+>>>>>>> wt-personal
         if isinstance(request, TrainRequest):
             asked = guided_terms(self.experiment, request, self.samples, wide)
             prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
@@ -250,6 +255,11 @@ class Job:
             frozen=frozen,
         )
 
+    def _for_each(self, params: Parameters) -> Parameters:
+        """The same, (C, ...) by name; what all share takes no more memory."""
+        count = len(self.clients)
+        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
+
     def _optimizer_state(self, key: str, moving: Parameters) -> Parameters | None:
         """What the clients go on from; `None` if all begin."""
         fresh = make_optimizer(self.experiment.config.training).initial_state(moving)
@@ -258,7 +268,13 @@ class Job:
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""
+<<<<<<< HEAD
         samples = self.samples_of(part)
+=======
+        samples = self.experiment.samples(part, self.clients)
+        if any(len(value) > 1 for value in params.values()):  # not one model for everybody
+            params = self._for_each(params)
+>>>>>>> wt-personal
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
