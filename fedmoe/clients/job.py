@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.experts import held_rows, with_rows
 from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
@@ -226,13 +227,8 @@ class Job:
         optimizer: str | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
-<<<<<<< HEAD
-        wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
-        asked, insight = list[Term](), False
-=======
         wide = self._for_each(params)
-        asked, prior, insight = list[Term](), None, False
->>>>>>> wt-personal
+        asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
             asked = guided_terms(self.experiment, request, self.samples, wide)
             prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
@@ -250,6 +246,7 @@ class Job:
             optimizer_state=None if optimizer is None else self._optimizer_state(optimizer, moving),
             terms=[*asked, *terms],
             prior=prior,
+            federation=federation_load(self),
             wants_gradient_norms=insight,
             wants_optimizer_state=optimizer is not None,
             frozen=frozen,
@@ -268,13 +265,9 @@ class Job:
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""
-<<<<<<< HEAD
         samples = self.samples_of(part)
-=======
-        samples = self.experiment.samples(part, self.clients)
         if any(len(value) > 1 for value in params.values()):  # not one model for everybody
             params = self._for_each(params)
->>>>>>> wt-personal
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
