@@ -65,7 +65,8 @@ def test_the_fitted_prior_is_a_loop_over_samples(
     for client, count in enumerate(counts):
         prior = start[client].tolist()
         for _ in range(iterations):
-            found, held = [pseudo_count] * experts, [pseudo_count] * experts
+            found = [pseudo_count / experts] * experts
+            held = [pseudo_count * share for share in softmax(prior)]
             for sample in range(count):
                 gate, q = posterior_of(likelihood[client], logits[client], prior, sample)
                 found = [total + one for total, one in zip(found, q, strict=True)]
@@ -83,22 +84,23 @@ def test_without_a_gate_a_step_is_fedem_s_mean_posterior() -> None:
     torch.testing.assert_close(fitted.exp(), expected)
 
 
-def test_steps_raise_the_likelihood_until_they_rest_where_it_is_flat() -> None:
+@pytest.mark.parametrize("pseudo_count", [1e-9, 2.0, 50.0])
+def test_steps_raise_the_posterior_until_they_rest_where_it_is_flat(pseudo_count: float) -> None:
     likelihood, logits = 2 * normal(3, 1, 4, 30), normal(4, 1, 4, 30)
     real, prior = torch.ones(1, 30).double(), torch.zeros(1, 4).double()
 
-    def total(prior_CE: Tensor) -> float:
+    def total(prior_CE: Tensor) -> Tensor:
         log_gate = (logits + prior_CE.unsqueeze(2)).log_softmax(dim=1)
-        return (log_gate + likelihood).logsumexp(dim=1).sum().item()
+        explained = (log_gate + likelihood).logsumexp(dim=1).sum()
+        return explained + pseudo_count / 4 * prior_CE.log_softmax(dim=1).sum()
 
-    values = [total(prior)]
+    values = [total(prior).item()]
     for _ in range(400):
-        prior = fit_prior(likelihood, logits, prior, real, iterations=1, pseudo_count=1e-9)
-        values.append(total(prior))
+        prior = fit_prior(likelihood, logits, prior, real, iterations=1, pseudo_count=pseudo_count)
+        values.append(total(prior).item())
     assert all(after >= before - 1e-9 for before, after in pairwise(values))
     leaf = prior.clone().requires_grad_()
-    log_gate = (logits + leaf.unsqueeze(2)).log_softmax(dim=1)
-    (slope,) = torch.autograd.grad((log_gate + likelihood).logsumexp(dim=1).sum(), leaf)
+    (slope,) = torch.autograd.grad(total(leaf), leaf)
     alive = prior.exp() > 1e-6  # at the edge the slope may point outwards
     assert slope[alive].abs().max() < 1e-3
 
