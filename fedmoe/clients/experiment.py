@@ -10,8 +10,9 @@ from torch import nn
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.errors import DataError
-from fedmoe.models import Parameters, build_model, parameters_of
-from fedmoe.schema import ExperimentConfig, MoeConfig
+from fedmoe.models import Parameters, build_model, parameters_of, router_losses_of
+from fedmoe.models.router_losses import RouterLosses
+from fedmoe.schema import ExperimentConfig
 from fedmoe.training.device import resolve_device
 from fedmoe.training.pool import Pool, Samples
 
@@ -84,10 +85,10 @@ class Experiment:
             return np.arange(len(clients))
         return np.argsort(-self.data.parts["train"].counts_K[clients], kind="stable")
 
-    @property
-    def balance_weight(self) -> float:
-        """Weight of the router's load-balancing loss; 0 without a router."""
-        return self.config.model.balance_weight if isinstance(self.config.model, MoeConfig) else 0.0
+    @cached_property
+    def router_losses(self) -> RouterLosses:
+        """What a mixture adds to its loss; nothing without a router."""
+        return router_losses_of(self.config.model)
 
 
 @lru_cache(maxsize=2)

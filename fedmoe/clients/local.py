@@ -41,7 +41,7 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
     with section("train"):
         trained = train_cohort(
             experiment.model, experiment.data.task, samples.pool, experiment.config.training,
-            cohort, experiment.balance_weight,
+            cohort, experiment.router_losses,
         )  # fmt: skip
     records: Records = {}
     if request.params is not None:

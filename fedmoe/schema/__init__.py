@@ -24,11 +24,16 @@ from fedmoe.schema.experiment import (
     TrackingConfig,
 )
 from fedmoe.schema.model import (
+    ClientRouterConfig,
     CustomModelConfig,
     LinearConfig,
     MlpConfig,
     ModelConfig,
     MoeConfig,
+    PriorRouterConfig,
+    RouterConfig,
+    RouterLossesConfig,
+    SoftmaxRouterConfig,
 )
 from fedmoe.schema.partition import (
     DirichletConfig,
@@ -63,6 +68,7 @@ from fedmoe.schema.training import (
 )
 
 __all__ = [
+    "ClientRouterConfig",
     "CustomDataConfig",
     "CustomModelConfig",
     "CustomStrategyConfig",
@@ -88,12 +94,16 @@ __all__ = [
     "NaturalConfig",
     "PartitionConfig",
     "PartitionerConfig",
+    "PriorRouterConfig",
     "QuantityConfig",
     "RayConfig",
     "RotationConfig",
+    "RouterConfig",
+    "RouterLossesConfig",
     "RuntimeBase",
     "RuntimeConfig",
     "ShardsConfig",
+    "SoftmaxRouterConfig",
     "SourceConfig",
     "StockConfig",
     "StoppingConfig",

@@ -40,7 +40,7 @@ MISTAKES = [
         "partition.alpha=0.1: no such key; it belongs to partition=dirichlet and "
         "partition=quantity. Allowed in partition: min_samples, name, num_clients",
     ),
-    (["model.top_k=1"], "model.top_k=1: no such key; it belongs to model=moe. Allowed in model:"),
+    (["model.num_experts=1"], "model.num_experts=1: no such key; it belongs to model=moe. Allowed"),
     # options
     (["model=mope"], "model=mope: no such option; did you mean moe? Allowed: custom, linear, mlp"),
     (["model=null"], "model=null: no such option; Allowed: custom, linear, mlp, moe"),
@@ -81,8 +81,8 @@ MISTAKES = [
         "data.test_fraction=0.95: validation_fraction + test_fraction must stay below 1",
     ),
     (
-        ["model=moe", "model.top_k=5"],
-        "model.top_k=5: top_k must be at most num_experts = 4, got 5",
+        ["model=moe", "model.router.top_k=5"],
+        "model.router.top_k=5: top_k must be at most num_experts = 4, got 5",
     ),
     # grammar and interpolation
     (["training.batch_size=[1"], "training.batch_size=[1: not in Hydra's grammar ("),

@@ -1,12 +1,15 @@
 """Every model written out for one sample at a time, in double precision."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, Parameters
+from fedmoe.models.experts import perceptron
+from fedmoe.models.routers import ClientRouter, PriorRouter, Router, SoftmaxRouter
 from fedmoe.models.written import WrittenModule
 
 C, B, D, OUT = 3, 7, 4, 3
@@ -31,43 +34,108 @@ def naive_mlp(params: Parameters, x_D: Tensor) -> list[Tensor]:
     return [dot(params[f"weights.{last}"], features, params[f"biases.{last}"]), features]
 
 
-def naive_moe(top_k: int) -> Naive:
+def naive_expert(params: Parameters, e: int, x_D: Tensor) -> list[Tensor]:
+    """Expert e's answer and representation."""
+    own = {
+        name.removeprefix("experts."): value[e]
+        for name, value in params.items()
+        if name.startswith("experts.")
+    }
+    return naive_linear(own, x_D) if "weight" in own else naive_mlp(own, x_D)
+
+
+def naive_moe(router: Router, combine: str = "outputs") -> Naive:
+    """One sample through a mixture: y, features, the four parts of its routing, and answers."""
+
     def run(params: Parameters, x_D: Tensor) -> list[Tensor]:
-        score_E = dot(params["gate_weight"], x_D, params["gate_bias"]).exp()
-        probs_E = score_E / score_E.sum()
-        ranking = sorted(range(len(probs_E)), key=[-p for p in probs_E.tolist()].__getitem__)
-        best = ranking[:top_k]
-        kept = sum((probs_E[e] for e in best), start=torch.zeros(()))
+        experts = range(router.num_experts)
+        weight_E, probs_E, chosen_E, logits_E = naive_routing(router, params, x_D)
+        answers = [naive_expert(params, e, x_D) for e in experts]
         y_O, features = torch.zeros(()), torch.zeros(())
-        for e in best:
-            hidden = x_D
-            if "hidden_weight" in params:
-                before = dot(params["hidden_weight"][e], x_D, params["hidden_bias"][e])
-                hidden = torch.where(before > 0, before, 0.0)
-            share = probs_E[e] / kept
-            y_O = y_O + share * dot(params["expert_weight"][e], hidden, params["expert_bias"][e])
-            features = features + share * hidden
-        chosen_E = torch.tensor([float(e in best) for e in range(len(probs_E))])
-        return [y_O, features if "hidden_weight" in params else x_D, probs_E, chosen_E.double()]
+        for e in experts:
+            if chosen_E[e]:
+                answer = answers[e][0]
+                if combine == "probabilities":
+                    answer = answer.exp() / answer.exp().sum()
+                y_O = y_O + weight_E[e] * answer
+                features = features + weight_E[e] * answers[e][1]
+        if combine == "probabilities":
+            y_O = y_O.log()
+        if "experts.weight" in params:
+            features = x_D
+        answers_EO = torch.stack([answer for answer, _ in answers])
+        return [y_O, features, weight_E, probs_E, chosen_E, logits_E, answers_EO]
 
     return run
 
 
-def moe(top_k: int, hidden: int, num_experts: int = 4) -> WrittenModule:
-    return MixtureOfExperts(D, OUT, num_experts=num_experts, top_k=top_k, hidden=hidden)
+def naive_routing(router: Router, params: Parameters, x_D: Tensor) -> list[Tensor]:
+    """Weights, probabilities, chosen and logits of one sample."""
+    experts = range(router.num_experts)
+    if isinstance(router, ClientRouter):
+        scores = params["router.assignment"].tolist()
+        best = [scores.index(max(scores))]
+        certain_E = torch.tensor([float(e in best) for e in experts], dtype=x_D.dtype)
+        return [certain_E, certain_E, certain_E, 1e4 * (certain_E - 1)]
+    logits_E = torch.zeros(router.num_experts, dtype=x_D.dtype)
+    if "router.weight" in params:
+        logits_E = dot(params["router.weight"], x_D, params["router.bias"])
+    if "router.prior" in params:
+        logits_E = logits_E + params["router.prior"]
+    probs_E = logits_E.exp() / logits_E.exp().sum()
+    ranking = sorted(experts, key=[-p for p in probs_E.tolist()].__getitem__)
+    best = ranking[: getattr(router, "top_k", router.num_experts)]
+    chosen_E = torch.tensor([float(e in best) for e in experts], dtype=x_D.dtype)
+    kept = sum((probs_E[e] for e in best), start=torch.zeros(()))
+    zero = torch.zeros((), dtype=x_D.dtype)
+    weight_E = torch.stack([probs_E[e] / kept if e in best else zero for e in experts])
+    return [weight_E, probs_E, chosen_E, logits_E]
 
 
+def mixture(
+    router: Router, hidden: tuple[int, ...] = (), combine: Any = "outputs", num_outputs: int = OUT
+) -> MixtureOfExperts:
+    experts = perceptron(D, hidden, num_outputs)
+    return MixtureOfExperts(
+        D, num_outputs, experts=experts, num_experts=router.num_experts, router=router,
+        combine=combine,
+    )  # fmt: skip
+
+
+def moe(top_k: int, hidden: int, num_experts: int = 4) -> MixtureOfExperts:
+    router = SoftmaxRouter(num_experts=num_experts, top_k=top_k)
+    return mixture(router, (hidden,) if hidden else ())
+
+
+ROUTERS: dict[str, Router] = {
+    "plain": Router(num_experts=3),
+    "softmax": SoftmaxRouter(num_experts=4, top_k=2),
+    "prior": PriorRouter(num_experts=3),
+    "prior-alone": PriorRouter(num_experts=3, gate=False),
+    "client": ClientRouter(num_experts=3),
+}
 MODELS: dict[str, tuple[WrittenModule, Naive]] = {
     "linear": (Linear(D, OUT), naive_linear),
     "mlp-1": (Mlp(D, (5,), OUT), naive_mlp),
     "mlp-2": (Mlp(D, (5, 6), OUT), naive_mlp),
     "mlp-3": (Mlp(D, (5, 6, 2), OUT), naive_mlp),
     **{
-        f"moe-top-{k}-of-{e}-hidden-{h}": (moe(k, h, e), naive_moe(k))
+        f"moe-top-{k}-of-{e}-hidden-{h}": (
+            moe(k, h, e), naive_moe(SoftmaxRouter(num_experts=e, top_k=k))
+        )
         for k, e in [(1, 1), (1, 4), (2, 4), (4, 4)]
         for h in (0, 5)
     },
-}
+    **{
+        f"moe-{name}-{combine}-{'-'.join(map(str, hidden)) or 'linear'}": (
+            mixture(router, hidden, combine), naive_moe(router, combine)
+        )
+        for name, router in ROUTERS.items()
+        for combine, hidden in [
+            ("outputs", ()), ("probabilities", ()), ("probabilities", (5,)), ("outputs", (5, 6)),
+        ]
+    },
+}  # fmt: skip
 every_model = pytest.mark.parametrize(("model", "naive"), MODELS.values(), ids=MODELS)
 
 
@@ -84,7 +152,14 @@ def inputs() -> Tensor:
 
 
 def tensors(output: ModelOutput) -> list[Tensor]:
-    return [value for value in output if value is not None]
+    """All parts, samples before experts as the loop has them."""
+    parts = [output.y, output.features]
+    if output.routing is not None:
+        assert output.answers is not None
+        one = output.y.dim() == 1
+        parts += [part if one else part.mT for part in output.routing]
+        parts.append(output.answers if one else output.answers.movedim(-1, -3))
+    return parts
 
 
 def loop(naive: Naive, stack: Parameters, x_CBD: Tensor) -> list[Tensor]:

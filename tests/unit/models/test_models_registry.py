@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,14 +9,34 @@ from fedmoe import models
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
 from fedmoe.models import ModelOutput, build_model, parameters_of, register, stacked_forward
-from fedmoe.schema import CustomModelConfig, LinearConfig, MlpConfig, ModelConfig, MoeConfig
+from fedmoe.models.routing import softmax_top_k
+from fedmoe.schema import (
+    CustomModelConfig,
+    LinearConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+    RouterLossesConfig,
+    SoftmaxRouterConfig,
+)
 
 TASK = Task(kind="classification", num_features=4, num_outputs=3)
+
+
+def moe_config(num_experts: int, top_k: int, *hidden: int, **changed: Any) -> MoeConfig:
+    router = SoftmaxRouterConfig(name="softmax", top_k=top_k)
+    config = MoeConfig(
+        name="moe", num_experts=num_experts, hidden=hidden, expert=None, expert_options={},
+        combine="outputs", router=router, losses=RouterLossesConfig(balance=0.0, scope="local"),
+    )  # fmt: skip
+    return replace(config, **changed)
+
+
 BUILT_IN: dict[str, ModelConfig] = {
     "linear": LinearConfig(name="linear"),
     "mlp": MlpConfig(name="mlp", hidden=(5, 6)),
-    "moe": MoeConfig(name="moe", num_experts=3, top_k=2, hidden=5, balance_weight=0.0),
-    "moe-linear": MoeConfig(name="moe", num_experts=3, top_k=1, hidden=0, balance_weight=0.0),
+    "moe": moe_config(3, 2, 5),
+    "moe-linear": moe_config(3, 1),
 }
 
 
@@ -66,13 +87,13 @@ def test_initial_parameters_are_drawn_as_nn_linear_draws_them() -> None:
     wide = Task(kind="classification", num_features=400, num_outputs=50)
     fan_in = {
         "weight": 400, "bias": 400, "weights.0": 400, "biases.0": 400, "weights.1": 100,
-        "biases.1": 100, "gate_weight": 400, "gate_bias": 400, "hidden_weight": 400,
-        "hidden_bias": 400, "expert_weight": 25, "expert_bias": 25,
+        "biases.1": 100, "router.weight": 400, "router.bias": 400, "experts.weights.0": 400,
+        "experts.biases.0": 400, "experts.weights.1": 25, "experts.biases.1": 25,
     }  # fmt: skip
     configs: list[ModelConfig] = [
         LinearConfig(name="linear"),
         MlpConfig(name="mlp", hidden=(100,)),
-        MoeConfig(name="moe", num_experts=40, top_k=1, hidden=25, balance_weight=0.0),
+        moe_config(40, 1, 25),
     ]
     for config in configs:
         for name, value in parameters_of(build_model(config, wide, seed=0)).items():
@@ -84,9 +105,9 @@ def test_initial_parameters_are_drawn_as_nn_linear_draws_them() -> None:
 
 
 def test_linear_experts_are_drawn_by_the_width_of_the_input() -> None:
-    config = MoeConfig(name="moe", num_experts=9, top_k=1, hidden=0, balance_weight=0.0)
+    config = moe_config(9, 1)
     wide = Task(kind="regression", num_features=100, num_outputs=2)
-    weight = parameters_of(build_model(config, wide, seed=0))["expert_weight"]
+    weight = parameters_of(build_model(config, wide, seed=0))["experts.weight"]
     assert weight.shape == (9, 2, 100)
     assert 0.09 < weight.abs().max() <= 0.1
 
@@ -139,8 +160,8 @@ def test_a_bare_tensor_becomes_an_output_and_its_own_features(clients: int) -> N
         expected = inner @ stack["2.weight"][c].T + stack["2.bias"][c]
         torch.testing.assert_close(output.y[c], expected)
     assert torch.equal(output.features, output.y)
-    assert output.gate_probs is None
-    assert output.gate_chosen is None
+    assert output.routing is None
+    assert output.answers is None
 
 
 @pytest.mark.parametrize("clients", [1, 3])
@@ -152,17 +173,18 @@ def test_a_model_output_keeps_its_parts(clients: int) -> None:
 
         def forward(self, x: Tensor) -> ModelOutput:
             y = x @ self.weight.T
-            return ModelOutput(y, x, y.softmax(dim=-1), torch.ones_like(y))
+            return ModelOutput(y, x, softmax_top_k(y.mT, 2), torch.stack([y.mT, -y.mT]))
 
     stack, x_CBD = stack_of(Gated(), clients), torch.randn(clients, 6, 4)
     output = stacked_forward(Gated())(stack, x_CBD)
     y_CBO = torch.einsum("cbd,cod->cbo", x_CBD, stack["weight"])
     torch.testing.assert_close(output.y, y_CBO)
     torch.testing.assert_close(output.features, x_CBD)
-    assert output.gate_probs is not None
-    assert output.gate_chosen is not None
-    torch.testing.assert_close(output.gate_probs, y_CBO.softmax(dim=-1))
-    torch.testing.assert_close(output.gate_chosen, torch.ones_like(y_CBO))
+    assert output.routing is not None
+    assert output.answers is not None
+    for part, expected in zip(output.routing, softmax_top_k(y_CBO.mT, 2), strict=True):
+        torch.testing.assert_close(part, expected)
+    torch.testing.assert_close(output.answers, torch.stack([y_CBO.mT, -y_CBO.mT], dim=1))
 
 
 def test_a_model_that_vmap_refuses_runs_one_client_at_a_time() -> None:

@@ -1,111 +1,116 @@
+# The softmax over the chosen experts and the load-balancing loss, against loops over samples.
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from fedmoe.models.routers import balance_loss, softmax_top_k
+from fedmoe.models.router_losses import FederationLoad, RouterLosses, balance_loss
+from fedmoe.models.routing import Routing, softmax_top_k
 
 
-@settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 999), experts=st.integers(1, 6), data=st.data())
+@given(seed=st.integers(0, 10_000), experts=st.integers(1, 6), data=st.data())
 def test_softmax_top_k_is_a_loop_over_samples(seed: int, experts: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, experts))
     generator = torch.Generator().manual_seed(seed)
-    logits_BE = 3 * torch.randn(5, experts, generator=generator, dtype=torch.float64)
-    routing = softmax_top_k(logits_BE, top_k)
-    for b, logits in enumerate(logits_BE.tolist()):
-        scores = torch.tensor(logits, dtype=torch.float64).exp()
+    logits_EB = torch.randn(experts, 5, generator=generator, dtype=torch.float64)
+    routing = softmax_top_k(logits_EB, top_k)
+    assert torch.equal(routing.logits, logits_EB)
+    for sample in range(5):
+        logits = logits_EB[:, sample].tolist()
         best = set(sorted(range(experts), key=lambda e: -logits[e])[:top_k])
-        kept = sum(float(scores[e]) for e in best)
-        for e in range(experts):
-            expected = float(scores[e]) / kept if e in best else 0.0
-            assert routing.weight[b, e].item() == pytest.approx(expected, abs=1e-12)
-            assert routing.chosen[b, e].item() == float(e in best)
-            share = float(scores[e] / scores.sum())
-            assert routing.probs[b, e].item() == pytest.approx(share, abs=1e-12)
+        total = sum(torch.tensor(z).exp().item() for z in logits)
+        kept = sum(torch.tensor(logits[e]).exp().item() for e in best)
+        for e, z in enumerate(logits):
+            score, where = torch.tensor(z).exp().item(), (e, sample)
+            assert routing.probs[where].item() == pytest.approx(score / total, rel=1e-6)
+            assert routing.chosen[where].item() == float(e in best)
+            expected = score / kept if e in best else 0.0
+            assert routing.weight[where].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_all_experts_is_plain_softmax_and_one_expert_is_certain() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, -1.0, 0.0]])
+def test_everyone_chosen_is_the_plain_softmax_and_one_chosen_is_argmax() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]]).mT
     everyone = softmax_top_k(logits, 3)
-    assert torch.equal(everyone.weight, logits.softmax(dim=-1))
-    assert torch.equal(everyone.chosen, torch.ones(2, 3))
+    assert torch.equal(everyone.weight, everyone.probs)
+    assert everyone.chosen.sum() == 3
     best = softmax_top_k(logits, 1)
-    assert best.weight.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    assert torch.equal(best.chosen, best.weight)
-    assert torch.equal(best.probs, logits.softmax(dim=-1))
+    assert best.weight.flatten().tolist() == [0.0, 1.0, 0.0]
+    assert best.chosen.flatten().tolist() == [0.0, 1.0, 0.0]
+    torch.testing.assert_close(best.probs, everyone.probs)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
 def test_ties_still_choose_exactly_k(top_k: int) -> None:
-    routing = softmax_top_k(torch.zeros(2, 6, 4), top_k)
-    assert (routing.chosen.sum(dim=-1) == top_k).all()
+    routing = softmax_top_k(torch.zeros(2, 4, 6), top_k)
+    assert (routing.chosen.sum(dim=1) == top_k).all()
     torch.testing.assert_close(routing.weight, routing.chosen / top_k)
-    torch.testing.assert_close(routing.probs, torch.full((2, 6, 4), 0.25))
 
 
 def test_extreme_logits_stay_finite() -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
+    logits = torch.tensor([[1e4], [-1e4], [0.0]], requires_grad=True)
     weight = softmax_top_k(logits, 2).weight
-    assert weight.isfinite().all()
-    torch.testing.assert_close(weight.sum(dim=-1), torch.ones(2))
+    (grad,) = torch.autograd.grad(weight[0, 0], logits)
+    assert grad.isfinite().all()
+    assert weight.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
-def routed(clients: int, batch: int, experts: int, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities, choices and weights; client c's last c samples are padding."""
-    generator = torch.Generator().manual_seed(clients + 10 * batch + 100 * experts)
-    logits = torch.randn(clients, batch, experts, generator=generator, dtype=torch.float64)
-    routing = softmax_top_k(logits, top_k)
-    real = (torch.arange(batch) < batch - torch.arange(clients)[:, None]).double()
-    return routing.probs, routing.chosen, real / real.sum(dim=1, keepdim=True)
+def routed(top_k: int) -> tuple[Routing, torch.Tensor]:
+    """Routing of 3 clients, the last of which has no samples, and the samples' weights."""
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    counts = torch.tensor([6, 4, 0])[:, None]
+    weight = (torch.arange(6) < counts).double() / counts.clamp_min(1)
+    return softmax_top_k(logits, top_k), weight
 
 
+def told() -> FederationLoad:
+    generator = torch.Generator().manual_seed(9)
+    load, importance = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+    return FederationLoad(
+        load / load.sum(dim=1, keepdim=True), importance / importance.sum(dim=1, keepdim=True)
+    )
+
+
+@pytest.mark.parametrize("scope", ["local", "federation"])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_balance_loss_is_a_loop_over_real_samples(top_k: int) -> None:
-    clients, batch, experts = 3, 6, 4
-    probs, chosen, weight = routed(clients, batch, experts, top_k)
-    for client in range(clients):
-        real = range(batch - client)
-        expected = 0.0
-        for e in range(experts):
-            load = sum(float(chosen[client, b, e]) for b in real) / (len(real) * top_k)
-            importance = sum(float(probs[client, b, e]) for b in real) / len(real)
-            expected += experts * load * importance
-        one = balance_loss(probs[client], chosen[client], weight[client])
-        assert one.item() == pytest.approx(expected, abs=1e-12)
-        stacked = balance_loss(probs, chosen, weight)
-        assert stacked.shape == (clients,)
-        assert stacked[client].item() == pytest.approx(expected, abs=1e-12)
+def test_balance_loss_is_a_loop_over_real_samples(top_k: int, scope: str) -> None:
+    routing, weight = routed(top_k)
+    losses = RouterLosses(balance=0.3, scope=scope)  # type: ignore[arg-type]
+    found = losses.value(routing, weight, told())
+    unknown = losses.value(routing, weight, None)
+    for client in range(3):
+        real = [b for b in range(6) if weight[client, b] > 0]
+        local, federation = 0.0, 0.0
+        for e in range(4):
+            if real:
+                slots = sum(float(routing.chosen[client, e, b]) for b in real)
+                mean = sum(float(routing.probs[client, e, b]) for b in real) / len(real)
+                local += 4 * slots / (len(real) * top_k) * mean
+                federation += 4 * float(told().load_CE[client, e]) * mean
+        expected = federation if scope == "federation" else local
+        assert found[client].item() == pytest.approx(0.3 * expected, rel=1e-9)
+        assert unknown[client].item() == pytest.approx(0.3 * local, rel=1e-9)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
 def test_balance_loss_is_1_at_even_load_and_e_over_k_when_collapsed(top_k: int) -> None:
     experts = 4
-    weight = torch.full((experts,), 1 / experts)
-    turns = torch.arange(experts)
-    even = ((turns - turns[:, None]) % experts < top_k).float()  # sample b: b, .., b + K - 1
-    torch.testing.assert_close(balance_loss(even / top_k, even, weight), torch.tensor(1.0))
-    one_set = (turns < top_k).float().expand(experts, experts)
-    collapsed = balance_loss(one_set / top_k, one_set, weight)
-    torch.testing.assert_close(collapsed, torch.tensor(experts / top_k))
+    weight = torch.full((1, experts), 1 / experts)
+    load = torch.full((1, experts), 1 / experts)
+    even = balance_loss(torch.full((1, experts, experts), 1 / experts), load, weight)
+    torch.testing.assert_close(even, torch.ones(1))
+    one_set = (torch.arange(experts) < top_k).float()[None] / top_k
+    collapsed = balance_loss(one_set[:, :, None].expand(1, experts, experts), one_set, weight)
+    torch.testing.assert_close(collapsed, torch.tensor([experts / top_k]))
 
 
-def test_balance_loss_learns_through_the_probabilities_only() -> None:
-    probs, chosen, weight = routed(2, 5, 3, 2)
-    probs.requires_grad_()
-    chosen.requires_grad_()
-    loss = balance_loss(probs, chosen, weight).sum()
-    by_probs, by_chosen = torch.autograd.grad(loss, [probs, chosen], allow_unused=True)
-    assert by_chosen is None
-    load = torch.einsum("cb,cbe->ce", weight, chosen.detach()) / 2  # K = 2
-    torch.testing.assert_close(by_probs, 3 * weight[..., None] * load[:, None])
-
-
-def test_padding_has_no_influence_on_the_balance_loss() -> None:
-    probs, chosen, weight = routed(3, 6, 4, 2)
-    before = balance_loss(probs, chosen, weight)
-    padding = weight == 0
-    assert padding.any()
-    probs[padding], chosen[padding] = 7.0, 1.0
-    torch.testing.assert_close(balance_loss(probs, chosen, weight), before, rtol=0, atol=0)
+@pytest.mark.parametrize("scope", ["local", "federation"])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_the_gradient_of_router_losses_is_that_of_autograd(top_k: int, scope: str) -> None:
+    routing, weight = routed(top_k)
+    losses = RouterLosses(balance=0.3, scope=scope)  # type: ignore[arg-type]
+    logits = routing.logits.clone().requires_grad_()
+    total = losses.value(softmax_top_k(logits, top_k), weight, told()).sum()
+    (expected,) = torch.autograd.grad(total, logits)
+    found = losses.logits_gradient(routing, weight, told())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,96 @@
+"""What a router decides, and what it may know of a training step.
+
+Samples lie last and experts second to last: on a CPU a softmax over a last axis shorter than a
+vector register takes ten times as long.
+
+Letters: C clients, B batch, E experts, K active experts.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_FAR = 1e4
+
+
+class Routing(NamedTuple):
+    """A router's decision.
+
+    Attributes:
+        weight: (..., E, B) mixing weights, 0 for experts not chosen; they sum to 1 over the
+            experts, or to 0 for a sample that was dropped, or (Switch) to the probability of the
+            chosen expert.
+        probs: (..., E, B) softmax over all experts.
+        chosen: (..., E, B) 1 where an expert answers, after capacity; else 0.
+        logits: (..., E, B) what `probs` is the softmax of.
+    """
+
+    weight: Tensor
+    probs: Tensor
+    chosen: Tensor
+    logits: Tensor
+
+
+class StepContext(NamedTuple):
+    """What a router may know of a training step; evaluation has none.
+
+    Attributes:
+        weight: (C, B) each sample's share of its batch; 0 for padding, which takes no capacity
+            and is no load.
+        key: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
+            in any cohort.
+    """
+
+    weight: Tensor
+    key: Tensor
+
+
+def softmax_top_k(logits: Tensor, top_k: int) -> Routing:
+    """Softmax, keep the K largest, renormalise over those kept (arXiv 1701.06538, section 2.1).
+
+    Softmax over the K largest logits and renormalised softmax over all are the same numbers.
+
+    Args:
+        logits: (..., E, B).
+        top_k: K, 1 to E. Ties are broken by `torch.topk`.
+    """
+    probs = logits.softmax(dim=-2)
+    if top_k == logits.shape[-2]:
+        return Routing(probs, probs, torch.ones_like(probs), logits)
+    chosen = chosen_top_k(probs, top_k)
+    kept = probs * chosen
+    return Routing(kept / kept.sum(dim=-2, keepdim=True), probs, chosen, logits)
+
+
+def chosen_top_k(score: Tensor, top_k: int) -> Tensor:
+    """(..., E, B): 1 for the K largest scores of each sample, else 0."""
+    index = score.topk(top_k, dim=-2).indices
+    return torch.zeros_like(score).scatter(-2, index, 1.0)
+
+
+def behind_softmax(gradient: Tensor, probs: Tensor) -> Tensor:
+    """The gradient by logits, from that by their softmax over the experts.
+
+    Also right for a softmax over the chosen logits alone: it is zero, and takes no part in the
+    sum, where an expert was not chosen.
+
+    Args:
+        gradient: (..., E, B) by the probabilities.
+        probs: (..., E, B).
+    """
+    return probs * (gradient - (gradient * probs).sum(dim=-2, keepdim=True))
+
+
+def certain(index: Tensor, num_experts: int, dtype: torch.dtype) -> Routing:
+    """The routing that sends each sample to one expert, whatever the gate would say.
+
+    Args:
+        index: (..., B) the expert of each sample.
+        num_experts: E.
+        dtype: of the result.
+    """
+    every_E1 = torch.arange(num_experts, device=index.device).unsqueeze(-1)
+    chosen = (index.unsqueeze(-2) == every_E1).to(dtype)
+    # Finite, so that nobody's 0 * logit is NaN, and far enough for a softmax of exactly 0 and 1.
+    return Routing(chosen, chosen, chosen, _FAR * (chosen - 1))
