@@ -1,9 +1,9 @@
 """What a router did in a round, from small sums that every client takes on its own samples.
 
 `docs/router-metrics.md` has each formula and says how to read it. The sums are taken by
-`router_sums`.
+`router_sums`, and travel as one vector.
 
-Letters: C clients, O classes (1 for regression), E experts.
+Letters: C clients, O classes (1 for regression), E experts, T totals, J numbers of a client.
 """
 
 import math
@@ -15,38 +15,60 @@ from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
 
+MOST = 1e12  # of one sample's error; what an expert makes that nobody uses must stay finite
 _DEAD = 0.1  # an expert with less than this part of its even share does hardly anything
+
+# One number a client each, in this order: samples that an expert answered; the entropy of the
+# gate's probabilities in nats; samples whose main expert at the last evaluation is known, and how
+# many of these have another one now; wrong answers (squared errors in a regression), and the same
+# under random routing; and how alike the experts are, see `_similarity`.
+TOTALS = (
+    "answered", "gate_entropy", "compared", "changed", "errors", "random_errors", "similarity"
+)  # fmt: skip
 
 
 class ClientSums(NamedTuple):
-    """What the server is told of each client's evaluation samples; all of it are sums over them.
+    """What the server is told of each client's evaluation samples.
 
     Attributes:
-        load: (C, E) slots: how often an expert answered.
-        class_load: (C, O, E) mixing weights, by class of the sample. A regression has one row.
-        dropped: (C,) samples that no expert answered.
-        gate_entropy: (C,) entropy of the gate's probabilities in nats.
-        judged: (C,) samples that were also answered under random routing: all or none.
-        errors: (C,) wrong answers among these, or squared errors in a regression.
-        random_errors: (C,) the same under random routing.
-        similarity: (C,) mean cosine between two experts' answers, times `judged`.
-        compared: (C,) samples whose main expert at an earlier evaluation is known.
-        changed: (C,) how many of these have another main expert now.
+        load_CE: slots: how often an expert answered.
+        class_load_COE: mixing weights, by class of the sample; a regression has one row.
+        totals_CT: see `TOTALS`.
     """
 
-    load: Table
-    class_load: Table
-    dropped: Table
-    gate_entropy: Table
-    judged: Table
-    errors: Table
-    random_errors: Table
-    similarity: Table
-    compared: Table
-    changed: Table
+    load_CE: Table
+    class_load_COE: Table
+    totals_CT: Table
 
 
-TOTALS = ClientSums._fields[2:]  # one number a client, which travel as one array in this order
+@dataclass(frozen=True, kw_only=True)
+class RouterKind:
+    """What the sums of one kind of model are about.
+
+    Attributes:
+        num_experts: E.
+        num_classes: O; 1 for regression.
+        has_classes: whether errors are wrong answers, and not squares.
+        has_answers: whether each expert's own answers are known; the last three totals are 0
+            otherwise.
+    """
+
+    num_experts: int
+    num_classes: int
+    has_classes: bool
+    has_answers: bool
+
+    @property
+    def size(self) -> int:
+        """J."""
+        return self.num_experts * (1 + self.num_classes) + len(TOTALS)
+
+    def split(self, flat_CJ: NDArray[Any]) -> ClientSums:
+        """The sums from what travels."""
+        experts, flat_CJ = self.num_experts, flat_CJ.astype(np.float64)
+        load_CE, class_load_CJ, totals_CT = np.split(flat_CJ, [experts, -len(TOTALS)], axis=1)
+        shape = (len(flat_CJ), self.num_classes, experts)
+        return ClientSums(load_CE, class_load_CJ.reshape(shape), totals_CT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,91 +114,98 @@ class RouterMetrics:
         return asdict(self)
 
 
-def router_metrics(sums: ClientSums, samples: int) -> RouterMetrics | None:
+def router_metrics(
+    kind: RouterKind, sums: ClientSums, count_C: NDArray[Any]
+) -> RouterMetrics | None:
     """A round's numbers from all clients' sums.
 
     Args:
-        sums: of the clients that were evaluated; finite, and not negative but for `similarity`.
-        samples: how many evaluation samples these have; `None` comes back if there are none.
+        kind: of the model.
+        sums: of the clients that were evaluated; finite and not negative.
+        count_C: how many evaluation samples each has; `None` comes back if there are none.
     """
+    samples, experts = int(count_C.sum()), kind.num_experts
     if not samples:
         return None
-    experts = sums.load.shape[1]
-    load_E, weight_COE = sums.load.sum(axis=0), np.asarray(sums.class_load, np.float64)
-    weight_E = weight_COE.sum(axis=(0, 1))
+    load_E, weight_CE = sums.load_CE.sum(axis=0), sums.class_load_COE.sum(axis=1)
+    weight_E = weight_CE.sum(axis=0)
     answered = weight_E.sum() > 0 and load_E.sum() > 0
-    totals = {name: float(getattr(sums, name).sum()) for name in TOTALS}
-    information = _information(weight_COE) if answered else (None, None, None)
-    errors = totals["random_errors"] - totals["errors"]
+    share_E = weight_E / weight_E.sum() if answered else weight_E
+    totals = dict(zip(TOTALS, sums.totals_CT.sum(axis=0).tolist(), strict=True))
+    client, by_class, drift = (
+        _information(sums.class_load_COE, weight_CE, weight_E) if answered else (None, None, None)
+    )
     return RouterMetrics(
         samples=samples,
-        load=_shares(load_E).tolist() if answered else None,
-        importance=_shares(weight_E).tolist() if answered else None,
+        load=(load_E / load_E.sum()).tolist() if answered else None,
+        importance=share_E.tolist() if answered else None,
         load_entropy=_evenness(load_E) if answered else None,
         importance_entropy=_evenness(weight_E) if answered else None,
         max_violation=float(load_E.max() / load_E.mean() - 1) if answered else None,
-        dead_experts=int((_shares(weight_E) < _DEAD / experts).sum()) if answered else None,
-        drop_rate=totals["dropped"] / samples,
+        dead_experts=int((share_E < _DEAD / experts).sum()) if answered else None,
+        drop_rate=1 - totals["answered"] / samples,
         gate_entropy=totals["gate_entropy"] / samples / math.log(max(experts, 2)),
-        client_information=information[0],
-        class_information=information[1],
-        churn=_ratio(totals["changed"], totals["compared"]),
-        drift=information[2],
-        similarity=_ratio(totals["similarity"], totals["judged"]) if experts > 1 else None,
-        necessity=_ratio(errors, totals["judged"]),
+        client_information=client,
+        class_information=by_class,
+        churn=totals["changed"] / totals["compared"] if totals["compared"] else None,
+        drift=drift,
+        similarity=_similarity(sums.totals_CT, count_C, experts) if kind.has_answers else None,
+        necessity=(
+            (totals["random_errors"] - totals["errors"]) / samples if kind.has_answers else None
+        ),
     )
 
 
 def client_shares(sums: ClientSums) -> Table:
     """Each expert's share of each client's mixing weight, (C, E); NaN for one without samples."""
-    weight_CE = sums.class_load.sum(axis=1, dtype=np.float64)
+    weight_CE = sums.class_load_COE.sum(axis=1)
     with np.errstate(invalid="ignore"):
         shares_CE: Table = weight_CE / weight_CE.sum(axis=1, keepdims=True)
     return shares_CE
 
 
-def _information(weight_COE: Table) -> tuple[float, float | None, float | None]:
+def _information(
+    weight_COE: Table, weight_CE: Table, weight_E: Table
+) -> tuple[float, float | None, float | None]:
     """Of client and expert, of class and expert, and of client and class given the expert.
 
     The last is the clients' Jensen-Shannon divergence of an expert's histograms of classes, with
     each client weighing as much as it uses the expert, averaged over experts by their weight.
     With S = sum w log w of a table of weights that sum to N, an entropy is log N - S / N.
     """
-    weight_CE, weight_OE = weight_COE.sum(axis=1), weight_COE.sum(axis=0)
-    weight_E = weight_OE.sum(axis=0)
-    total = weight_E.sum()
+    total = float(weight_E.sum())
     both_CE, both_E = _log_sum(weight_CE), _log_sum(weight_E)
     own = both_CE - _log_sum(weight_CE.sum(axis=1)) - both_E
-    client = _at_least_zero(math.log(total) + own / total)
-    if len(weight_OE) == 1:
+    client = max(math.log(total) + own / total, 0.0)  # only rounding makes them negative
+    if weight_COE.shape[1] == 1:
         return client, None, None
+    weight_OE = weight_COE.sum(axis=0)
     both_OE = _log_sum(weight_OE)
     own = both_OE - _log_sum(weight_OE.sum(axis=1)) - both_E
     drift = (_log_sum(weight_COE) - both_CE - both_OE + both_E) / total
-    return client, _at_least_zero(math.log(total) + own / total), _at_least_zero(drift)
+    return client, max(math.log(total) + own / total, 0.0), max(drift, 0.0)
 
 
 def _log_sum(weight: Table) -> float:
     """The sum of w log w, where 0 log 0 = 0."""
-    return float((weight * np.log(np.where(weight > 0, weight, 1.0))).sum())
-
-
-def _at_least_zero(value: float) -> float:
-    """What only rounding has made negative."""
-    return max(float(value), 0.0)
-
-
-def _shares(values_E: Table) -> Table:
-    shares_E: Table = values_E / values_E.sum()
-    return shares_E
+    flat = weight.ravel()
+    return float(flat @ np.log(np.where(flat > 0, flat, 1.0)))
 
 
 def _evenness(values_E: Table) -> float:
     """Entropy of the shares over log E; a single expert is even."""
     if len(values_E) == 1:
         return 1.0
-    return _at_least_zero(-_log_sum(_shares(values_E)) / math.log(len(values_E)))
+    return max(-_log_sum(values_E / values_E.sum()) / math.log(len(values_E)), 0.0)
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _similarity(totals_CT: Table, count_C: NDArray[Any], experts: int) -> float | None:
+    """The mean cosine between the answers of two experts to a client's samples.
+
+    A client tells the squared length of the sum of its experts' answers, each scaled to length 1:
+    that is E, and each pair's cosine twice.
+    """
+    if experts == 1:
+        return None
+    square_C = totals_CT[:, TOTALS.index("similarity")]
+    return float(count_C @ (square_C - experts) / count_C.sum() / (experts * (experts - 1)))

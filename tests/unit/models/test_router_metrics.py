@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from fedmoe.models.router_metrics import (
     TOTALS,
     ClientSums,
+    RouterKind,
     RouterMetrics,
     client_shares,
     router_metrics,
 )
+
+
+def make_kind(classes: int, experts: int, *, has_answers: bool = True) -> RouterKind:
+    return RouterKind(
+        num_experts=experts, num_classes=classes, has_classes=classes > 1, has_answers=has_answers
+    )
 
 
 def make_sums(
@@ -25,13 +32,12 @@ def make_sums(
     load = rng.integers(0, 9, (clients, experts)).astype(float)
     class_load = rng.gamma(0.5, 2.0, (clients, classes, experts))
     class_load[rng.random(class_load.shape) < 0.3] = 0.0
-    totals = dict(zip(TOTALS, rng.random((len(TOTALS), clients)), strict=True))
-    totals["random_errors"] += rng.random(clients)
+    totals = rng.random((clients, len(TOTALS)))
     for column in (load, class_load):
         column[..., experts - dead :] = 0.0
-    for values in (load, class_load, *totals.values()):
+    for values in (load, class_load, totals):
         values[clients - empty :] = 0.0
-    return ClientSums(load, class_load, **totals)
+    return ClientSums(load, class_load, totals)
 
 
 def entropy(shares: Sequence[float]) -> float:
@@ -68,10 +74,13 @@ def plain_drift(weight_COE: NDArray[np.float64]) -> float:
     return found
 
 
-def check(found: RouterMetrics, sums: ClientSums, samples: int) -> None:
-    experts = sums.load.shape[1]
-    load = plain_shares([sums.load[:, e].sum() for e in range(experts)])
-    weight = [sums.class_load[:, :, e].sum() for e in range(experts)]
+def check(found: RouterMetrics, sums: ClientSums, counts: list[int], has_answers: bool) -> None:
+    samples = sum(counts)
+    total = {name: sum(sums.totals_CT[:, place].tolist()) for place, name in enumerate(TOTALS)}
+    squares = sums.totals_CT[:, TOTALS.index("similarity")].tolist()
+    experts = sums.load_CE.shape[1]
+    load = plain_shares([sums.load_CE[:, e].sum() for e in range(experts)])
+    weight = [sums.class_load_COE[:, :, e].sum() for e in range(experts)]
     importance = plain_shares(weight)
     expected = {
         "load": load,
@@ -80,19 +89,25 @@ def check(found: RouterMetrics, sums: ClientSums, samples: int) -> None:
         "importance_entropy": entropy(importance) / math.log(experts) if experts > 1 else 1.0,
         "max_violation": (max(load) - 1 / experts) / (1 / experts),
         "dead_experts": sum(share < 0.1 / experts for share in importance),
-        "drop_rate": sum(sums.dropped) / samples,
-        "gate_entropy": sum(sums.gate_entropy) / samples / math.log(max(experts, 2)),
-        "client_information": plain_information(sums.class_load.sum(axis=1)),
-        "churn": sum(sums.changed) / sum(sums.compared),
-        "similarity": sum(sums.similarity) / sum(sums.judged) if experts > 1 else None,
-        "necessity": (sum(sums.random_errors) - sum(sums.errors)) / sum(sums.judged),
+        "drop_rate": (samples - total["answered"]) / samples,
+        "gate_entropy": total["gate_entropy"] / samples / math.log(max(experts, 2)),
+        "client_information": plain_information(sums.class_load_COE.sum(axis=1)),
+        "churn": total["changed"] / total["compared"],
+        "similarity": None,
+        "necessity": None,
         "samples": samples,
     }
-    several = sums.class_load.shape[1] > 1
+    if has_answers:
+        expected["necessity"] = (total["random_errors"] - total["errors"]) / samples
+        if experts > 1:
+            # Of each client the mean over ordered pairs, then the mean over samples.
+            own = [(square - experts) / (experts * (experts - 1)) for square in squares]
+            expected["similarity"] = sum(n * c for n, c in zip(counts, own, strict=True)) / samples
+    several = sums.class_load_COE.shape[1] > 1
     expected["class_information"] = (
-        plain_information(sums.class_load.sum(axis=0)) if several else None
+        plain_information(sums.class_load_COE.sum(axis=0)) if several else None
     )
-    expected["drift"] = plain_drift(sums.class_load) if several else None
+    expected["drift"] = plain_drift(sums.class_load_COE) if several else None
     assert found.as_json().keys() == expected.keys()
     for name, value in expected.items():
         assert getattr(found, name) == pytest.approx(value, abs=1e-9), name
@@ -112,17 +127,21 @@ def test_each_number_is_its_formula(
     dead = data.draw(st.integers(0, experts - 1))
     empty = data.draw(st.integers(0, clients - 1))
     sums = make_sums(clients, classes, experts, seed, dead, empty)
-    sums.load[0, 0], sums.class_load[0, 0, 0] = 1.0, 1.0  # somebody answered
-    found = router_metrics(sums, samples=37)
+    sums.load_CE[0, 0], sums.class_load_COE[0, 0, 0] = 1.0, 1.0  # somebody answered
+    counts = [3 + client for client in range(clients - empty)] + [0] * empty
+    has_answers = data.draw(st.booleans())
+    kind = make_kind(classes, experts, has_answers=has_answers)
+    found = router_metrics(kind, sums, np.array(counts))
     assert found is not None
-    check(found, sums, samples=37)
+    check(found, sums, counts, has_answers)
 
 
 def one_table(class_load_COE: NDArray[np.float64]) -> RouterMetrics:
     """Nothing but mixing weights, and slots where there are any."""
-    none = np.zeros(len(class_load_COE))
-    load = class_load_COE.sum(axis=1)
-    found = router_metrics(ClientSums(load, class_load_COE, *[none] * len(TOTALS)), samples=8)
+    clients, classes, experts = class_load_COE.shape
+    totals = np.zeros((clients, len(TOTALS)))
+    sums = ClientSums(class_load_COE.sum(axis=1), class_load_COE, totals)
+    found = router_metrics(make_kind(classes, experts), sums, np.full(clients, 8))
     assert found is not None
     return found
 
@@ -176,9 +195,9 @@ def test_an_expert_is_dead_below_a_tenth_of_its_even_share(share: float, dead: i
 
 
 def test_nobody_has_samples_or_nobody_answers() -> None:
-    nothing = make_sums(2, 2, 3, seed=0, dead=3, empty=2)
-    assert router_metrics(nothing, samples=0) is None
-    found = router_metrics(nothing._replace(dropped=np.array([3.0, 1.0])), samples=4)
+    nothing, kind = make_sums(2, 2, 3, seed=0, dead=3, empty=2), make_kind(2, 3, has_answers=False)
+    assert router_metrics(kind, nothing, np.array([0, 0])) is None
+    found = router_metrics(kind, nothing, np.array([3, 1]))
     assert found is not None
     assert found.drop_rate == 1.0
     unknown = ("load", "importance", "load_entropy", "importance_entropy", "max_violation",
@@ -202,6 +221,16 @@ def test_each_client_has_its_own_shares() -> None:
     sums = make_sums(3, 2, 4, seed=1, empty=1)
     shares = client_shares(sums)
     for client in range(2):
-        weights = [sums.class_load[client, :, e].sum() for e in range(4)]
+        weights = [sums.class_load_COE[client, :, e].sum() for e in range(4)]
         assert shares[client].tolist() == pytest.approx(plain_shares(weights))
     assert np.isnan(shares[2]).all()
+
+
+def test_what_travels_is_split_as_it_was_put_together() -> None:
+    kind = make_kind(classes=2, experts=3)
+    assert kind.size == 3 + 6 + len(TOTALS)
+    sums = kind.split(np.arange(2 * kind.size, dtype=np.float32).reshape(2, -1))
+    assert sums.load_CE[1].tolist() == [16.0, 17.0, 18.0]
+    assert sums.class_load_COE[0].tolist() == [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]
+    assert sums.totals_CT[0].tolist() == list(range(9, 16))
+    assert sums.totals_CT.dtype == np.float64
