@@ -9,6 +9,7 @@ import torch
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.payloads import make_payloads
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
+from fedmoe.clients.routing import routing_records, routing_watch
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
 from fedmoe.messages import words
@@ -22,6 +23,7 @@ from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Proximal, Rehearsal, Term
 from fedmoe.training.trust import prototype_trust
+from fedmoe.training.watch import RouterWatch
 
 
 def train_clients(experiment: Experiment, request: TrainRequest, states: States) -> Records:
@@ -81,32 +83,41 @@ def evaluate_clients(experiment: Experiment, request: EvaluateRequest, states: S
     Returns:
         `metrics`: `num-examples` (of the test part), and for both parts `PART-num-examples` and
         `PART-WHICH-loss` (`mse` for regression) and `PART-WHICH-accuracy`, WHICH being `global`
-        or `personalised`.
+        or `personalised`; `routing` of a model with a router, see `router_sums`.
     """
     which = "personalised" if request.params is None else "global"
     params = _starting_parameters(experiment, request, states)
     scores: Numbers = {}
     parts: tuple[Part, ...] = ("validation", "test")
+    watch = routing_watch(experiment, request.clients, states)
     for part in parts:
-        found = _evaluate(experiment, params, request.clients, part)
+        watching = watch if part == "test" else None
+        found = _evaluate(experiment, params, request.clients, part, watching)
         scores[f"{part}-num-examples"] = found.count_C
         loss_name = "mse" if found.accuracy_C is None else "loss"
         scores[f"{part}-{which}-{loss_name}"] = _numbers(found.loss_C)
         if found.accuracy_C is not None:
             scores[f"{part}-{which}-accuracy"] = _numbers(found.accuracy_C)
-    return {words.METRICS: {words.NUM_EXAMPLES: scores["test-num-examples"], **scores}}
+    metrics = {words.NUM_EXAMPLES: scores["test-num-examples"], **scores}
+    return {words.METRICS: metrics, **routing_records(watch, request.clients, states)}
 
 
 def _numbers(values_C: torch.Tensor) -> np.ndarray:
     return values_C.cpu().double().numpy()
 
 
-def _evaluate(experiment: Experiment, params: Parameters, clients: Ints, part: Part) -> Evaluation:
+def _evaluate(
+    experiment: Experiment,
+    params: Parameters,
+    clients: Ints,
+    part: Part,
+    watch: RouterWatch | None = None,
+) -> Evaluation:
     samples = experiment.samples(part, clients)
     with section("evaluate"):
         return evaluate_cohort(
             experiment.model, experiment.data.task, samples.pool, params, samples.rows_Cn,
-            samples.count_C, experiment.config.training.cohort_size,
+            samples.count_C, experiment.config.training.cohort_size, watch,
         )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
+ROUTING = "routing"
+SUMS = "sums"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
