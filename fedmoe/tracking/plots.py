@@ -90,8 +90,9 @@ def plot_routing(
     client_names: Sequence[str],
     path: Path,
     title: str,
+    number: int,
 ) -> None:
-    """Draw which client used which expert in the last round, and the experts' shares by round.
+    """Draw which client used which expert in a round, and the experts' shares by round.
 
     Args:
         records: the lines of `routing.jsonl`, at least one.
@@ -100,6 +101,7 @@ def plot_routing(
         client_names: K names.
         path: of the PNG.
         title: above the drawing.
+        number: of the round that `shares_KE` are of.
     """
     known = np.flatnonzero(np.isfinite(shares_KE).all(axis=1))
     shares_KE, names = shares_KE[known], [client_names[client] for client in known.tolist()]
@@ -109,7 +111,7 @@ def plot_routing(
     # Each part is as wide as its own colour bar or legend allows.
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.2, 1])[:, 0]
     if names:
-        draw_client_shares(figure, above.add_subplot(), shares_KE, names, records[-1]["round"])
+        draw_client_shares(figure, above.add_subplot(), shares_KE, names, number)
     draw_shares(below.add_subplot(), records)
     _save(figure, path)
 

@@ -173,7 +173,7 @@ def test_routing_shows_each_client_and_each_expert(tmp_path: Path, figures: list
     shares_KE[2] = np.nan  # it has no samples
     lines = [{"round": 2 * n + 1, "importance": row.tolist()} for n, row in enumerate(shares(4, 3))]
     lines[1]["importance"] = None  # nobody answered
-    plot_routing(lines, shares_KE, clients(5), tmp_path / "a.png", "$moe_{")
+    plot_routing(lines, shares_KE, clients(5), tmp_path / "a.png", "$moe_{", 7)
     above, colorbar, below = figures[0].get_axes()
     left = np.delete(shares_KE, 2, axis=0)
     np.testing.assert_array_equal(above.images[0].get_array(), left.T)
@@ -198,7 +198,7 @@ def test_routing_of_many_clients_or_experts_fits(
 ) -> None:
     shares_KE = shares(number, experts)
     lines = [{"round": 1, "importance": shares_KE.mean(axis=0).tolist()}]
-    plot_routing(lines, shares_KE, clients(number), tmp_path / "a.png", "moe")
+    plot_routing(lines, shares_KE, clients(number), tmp_path / "a.png", "moe", 1)
     above, _, below = figures[0].get_axes()
     shown_EK = above.images[0].get_array()
     assert shown_EK is not None
@@ -211,5 +211,5 @@ def test_routing_of_many_clients_or_experts_fits(
 
 def test_routing_of_clients_without_samples(tmp_path: Path) -> None:
     lines = [{"round": 1, "importance": None}]
-    plot_routing(lines, np.full((2, 3), np.nan), clients(2), tmp_path / "a.png", "moe")
+    plot_routing(lines, np.full((2, 3), np.nan), clients(2), tmp_path / "a.png", "moe", 1)
     assert size(tmp_path / "a.png") > (0, 0)
