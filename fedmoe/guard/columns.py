@@ -55,9 +55,10 @@ def doubtful(
         if isinstance(record, Stack):
             if check.expected(sent, key) not in (None, record.signature):
                 return everyone
-            bad = bad | ~record.finite_C
             if key == words.ROUTING and check.routing is not None:
                 bad = bad | check.routing.doubtful(record.tensors[words.SUMS], count)
+            else:
+                bad = bad | ~record.finite_C
         else:
             for values in record.values():
                 bad = bad | ~np.isfinite(values)

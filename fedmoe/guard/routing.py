@@ -1,6 +1,6 @@
 """What a client says of its router: sums that its samples could have made.
 
-Letters: C clients, T totals, J numbers of a client.
+Letters: C clients, J numbers of a client.
 """
 
 import math
@@ -16,7 +16,6 @@ from fedmoe.messages.words import SUMS
 from fedmoe.models.router_metrics import MOST, TOTALS, RouterKind
 
 _ROUNDING = 1e-3  # relative; sums are taken in single precision
-_COUNT, _ONE = "count", "one"  # what a total is measured by, besides other totals
 
 Bad = NDArray[np.bool_]
 
@@ -33,22 +32,21 @@ class RoutingCheck:
         self.kind = kind
         self.signature: Signature = {SUMS: ((kind.size,), "float32")}
         above, known = 1 + _ROUNDING, float(kind.has_answers)
-        error = (_COUNT, 0.0, known * (1.0 if kind.has_classes else MOST))
-        limits = {  # by what a total is measured, and between which multiples of that it lies
-            "answered": (_COUNT, 0.0, 1.0),
-            # Rounding may take a probability past 1, and so its entropy below 0.
-            "gate_entropy": (
-                _COUNT, -_ROUNDING, (math.log(kind.num_experts) + _ROUNDING) * above
-            ),
-            "compared": (_COUNT, 0.0, 1.0),
-            "changed": ("compared", 0.0, 1.0),
-            "errors": error,
-            "random_errors": error,
-            "similarity": (_ONE, 0.0, known * kind.num_experts**2 * above),
-        }  # fmt: skip
-        measures = [*TOTALS, _COUNT, _ONE]
-        self._measure_T = np.array([measures.index(limits[name][0]) for name in TOTALS])
-        self._least_T, self._most_T = np.array([limits[name][1:] for name in TOTALS]).T
+        most_of_error = known * (1.0 if kind.has_classes else MOST)
+        most = {  # for each sample
+            "answered": 1.0,
+            "gate_entropy": (math.log(kind.num_experts) + _ROUNDING) * above,
+            "compared": 1.0,
+            "changed": 1.0,
+            "errors": most_of_error,
+            "random_errors": most_of_error,
+            "similarity": known * kind.num_experts**2 * above,
+        }
+        places = [("load", 1.0)] * kind.num_experts + [(name, most[name]) for name in TOTALS]
+        places += [("class_load", above)] * (kind.num_experts * kind.num_classes)
+        self._names, limits = zip(*places, strict=True)
+        self._most_J = np.array(limits)
+        self._compared, self._changed = map(self._names.index, ("compared", "changed"))
 
     def check(self, sums_J: Tensor, count: object) -> None:
         """Check one client's sums, which are of the signature and finite.
@@ -60,30 +58,27 @@ class RoutingCheck:
         Raises:
             ReplyError: its samples could not have made them; names the first that is wrong.
         """
-        bad_CN = self._implausible(sums_J.cpu().numpy()[None], np.array([count]))
-        for name, bad in zip(("load", "class_load", *TOTALS), bad_CN[0].tolist(), strict=True):
-            if bad:
-                raise ReplyError(f"routing {name}: not what {count} samples add up to")
+        sums_CJ, count_C = sums_J.cpu().numpy()[None], np.array([count])
+        if self._bad(sums_CJ, count_C)[0]:
+            outside_J = (sums_CJ < 0) | (sums_CJ > count_C * self._most_J)
+            name = self._names[outside_J.argmax()] if outside_J.any() else "changed or class_load"
+            raise ReplyError(f"routing {name}: not what {count} samples add up to")
 
     def doubtful(self, sums_CJ: Tensor, count_C: NDArray[Any]) -> Bad:
-        """Which of many clients' sums, (C,), `check` would refuse.
+        """Which of many clients' sums, (C,), `check` would refuse, or are not finite.
 
         Args:
-            sums_CJ: of the signature; of those that are not finite either may be said.
+            sums_CJ: of the signature.
             count_C: see `check`.
         """
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(self._implausible(sums_CJ.cpu().numpy(), count_C).any(axis=1))
+            return self._bad(sums_CJ.cpu().numpy(), count_C)
 
-    def _implausible(self, sums_CJ: NDArray[Any], count_C: NDArray[Any]) -> Bad:
-        """(C, 2 + T) for load, load by class, and each total."""
-        experts, clients = self.kind.num_experts, len(count_C)
-        loads_CJ, totals_CT = sums_CJ[:, : -len(TOTALS)], sums_CJ[:, -len(TOTALS) :]
-        load_CE, class_load_CJ = loads_CJ[:, :experts], loads_CJ[:, experts:]
-        bad = np.empty((clients, 2 + len(TOTALS)), dtype=np.bool_)
-        bad[:, 0] = (load_CE.min(axis=1) < 0) | (load_CE.max(axis=1) > count_C)
-        weight_C = class_load_CJ.sum(axis=1, dtype=np.float64)
-        bad[:, 1] = (class_load_CJ.min(axis=1) < 0) | (weight_C > count_C * (1 + _ROUNDING))
-        measures = np.column_stack([totals_CT, count_C, np.ones(clients)])[:, self._measure_T]
-        bad[:, 2:] = (totals_CT < measures * self._least_T) | (totals_CT > measures * self._most_T)
-        return bad
+    def _bad(self, sums_CJ: NDArray[Any], count_C: NDArray[Any]) -> Bad:
+        """Which are not between 0 and what as many samples add up to, (C,); NaN is not."""
+        fits_CJ = sums_CJ <= count_C[:, None] * self._most_J
+        weight_C = sums_CJ[:, self.kind.num_experts + len(TOTALS) :].sum(axis=1, dtype=np.float64)
+        good_C = fits_CJ.all(axis=1) & (sums_CJ.min(axis=1) >= 0)
+        good_C &= sums_CJ[:, self._changed] <= sums_CJ[:, self._compared]
+        good_C &= weight_C <= count_C * (1 + _ROUNDING)
+        return np.asarray(~good_C)

@@ -7,7 +7,7 @@ Letters: C clients, O classes (1 for regression), E experts, T totals, J numbers
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ _DEAD = 0.1  # an expert with less than this part of its even share does hardly 
 # One number a client each, in this order: samples that an expert answered; the entropy of the
 # gate's probabilities in nats; samples whose main expert at the last evaluation is known, and how
 # many of these have another one now; wrong answers (squared errors in a regression), and the same
-# under random routing; and how alike the experts are, see `_similarity`.
+# under random routing; the squared length of the sum of the experts' answers, each of length 1.
 TOTALS = (
     "answered", "gate_entropy", "compared", "changed", "errors", "random_errors", "similarity"
 )  # fmt: skip
@@ -32,13 +32,13 @@ class ClientSums(NamedTuple):
 
     Attributes:
         load_CE: slots: how often an expert answered.
-        class_load_COE: mixing weights, by class of the sample; a regression has one row.
         totals_CT: see `TOTALS`.
+        class_load_COE: mixing weights, by class of the sample; a regression has one row.
     """
 
     load_CE: Table
-    class_load_COE: Table
     totals_CT: Table
+    class_load_COE: Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,17 @@ class RouterKind:
 
     def split(self, flat_CJ: NDArray[Any]) -> ClientSums:
         """The sums from what travels."""
-        experts, flat_CJ = self.num_experts, flat_CJ.astype(np.float64)
-        load_CE, class_load_CJ, totals_CT = np.split(flat_CJ, [experts, -len(TOTALS)], axis=1)
-        shape = (len(flat_CJ), self.num_classes, experts)
-        return ClientSums(load_CE, class_load_CJ.reshape(shape), totals_CT)
+        first, second = self.num_experts, self.num_experts + len(TOTALS)
+        # Copied, so that each lies in one piece: NumPy sums strided arrays several times slower.
+        load_CE, totals_CT, class_load_CJ = (
+            part.astype(np.float64, order="C")
+            for part in (flat_CJ[:, :first], flat_CJ[:, first:second], flat_CJ[:, second:])
+        )
+        shape = (len(flat_CJ), self.num_classes, self.num_experts)
+        return ClientSums(load_CE, totals_CT, class_load_CJ.reshape(shape))
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouterMetrics:
+class RouterMetrics(NamedTuple):
     """A round's numbers; `None` where there was nothing to tell them from.
 
     Attributes:
@@ -111,7 +114,7 @@ class RouterMetrics:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers by name."""
-        return asdict(self)
+        return self._asdict()
 
 
 def router_metrics(
@@ -127,11 +130,14 @@ def router_metrics(
     samples, experts = int(count_C.sum()), kind.num_experts
     if not samples:
         return None
-    load_E, weight_CE = sums.load_CE.sum(axis=0), sums.class_load_COE.sum(axis=1)
+    load_E, weight_CE = sums.load_CE.sum(axis=0), np.einsum("coe->ce", sums.class_load_COE)
     weight_E = weight_CE.sum(axis=0)
     answered = weight_E.sum() > 0 and load_E.sum() > 0
     share_E = weight_E / weight_E.sum() if answered else weight_E
     totals = dict(zip(TOTALS, sums.totals_CT.sum(axis=0).tolist(), strict=True))
+    worse = totals["random_errors"] - totals["errors"]
+    # The square of a sum of unit vectors holds each with itself, and each pair's cosine twice.
+    alike, pairs = totals["similarity"] / samples - experts, experts * (experts - 1)
     client, by_class, drift = (
         _information(sums.class_load_COE, weight_CE, weight_E) if answered else (None, None, None)
     )
@@ -149,10 +155,8 @@ def router_metrics(
         class_information=by_class,
         churn=totals["changed"] / totals["compared"] if totals["compared"] else None,
         drift=drift,
-        similarity=_similarity(sums.totals_CT, count_C, experts) if kind.has_answers else None,
-        necessity=(
-            (totals["random_errors"] - totals["errors"]) / samples if kind.has_answers else None
-        ),
+        similarity=alike / pairs if kind.has_answers and pairs else None,
+        necessity=worse / samples if kind.has_answers else None,
     )
 
 
@@ -197,15 +201,3 @@ def _evenness(values_E: Table) -> float:
     if len(values_E) == 1:
         return 1.0
     return max(-_log_sum(values_E / values_E.sum()) / math.log(len(values_E)), 0.0)
-
-
-def _similarity(totals_CT: Table, count_C: NDArray[Any], experts: int) -> float | None:
-    """The mean cosine between the answers of two experts to a client's samples.
-
-    A client tells the squared length of the sum of its experts' answers, each scaled to length 1:
-    that is E, and each pair's cosine twice.
-    """
-    if experts == 1:
-        return None
-    square_C = totals_CT[:, TOTALS.index("similarity")]
-    return float(count_C @ (square_C - experts) / count_C.sum() / (experts * (experts - 1)))

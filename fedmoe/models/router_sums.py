@@ -18,8 +18,7 @@ from fedmoe.models.router_metrics import MOST, RouterKind
 from fedmoe.models.routing import Routing
 
 UNKNOWN = -1  # the main expert of a sample that was never routed
-_TINY = 1e-30  # of a squared length: below it an expert says nothing
-_LARGEST = 1e12  # answer of an expert
+_TINY = 1e-30  # squared length below which an answer is 0
 _STREAM = 0x524F5554  # draws apart from those of training
 
 
@@ -33,7 +32,6 @@ class Routed(NamedTuple):
         real_CB: which samples are not padding.
         error_CB: of the model's answer: 1 if it is wrong; squared error in a regression.
         main_CB: int16 which expert weighs most in each answer, see `main_experts`.
-        answered_CB: which samples were answered.
         earlier_CB: `main_CB` at the last evaluation.
         order_AES: see `random_order`.
     """
@@ -44,7 +42,6 @@ class Routed(NamedTuple):
     real_CB: Tensor
     error_CB: Tensor
     main_CB: Tensor
-    answered_CB: Tensor
     earlier_CB: Tensor
     order_AES: Tensor
 
@@ -85,17 +82,15 @@ def _random_order(seed: int, clients: bytes, samples: int, experts: int, shared:
     return order_CEB.movedim(0, 1).flatten(1).unsqueeze(0) if shared else order_CEB
 
 
-def main_experts(routing: Routing, real_CB: Tensor) -> tuple[Tensor, Tensor]:
-    """Which expert weighs most in each answer, the first of equals.
+def main_experts(routing: Routing, like_CB: Tensor) -> Tensor:
+    """Which expert weighs most in each answer, the first of equals; `UNKNOWN` if none answered.
 
     Returns:
-        (C, B) int16, `UNKNOWN` for a sample that nobody answered and for padding; and (C, B)
-        which samples were answered.
+        (C, B) int16, as `like_CB` has samples.
     """
     best_AS = routing.weight.max(dim=-2)
-    answered_CB = (best_AS.values.view_as(real_CB) > 0) & real_CB
-    main_CB = torch.where(answered_CB, best_AS.indices.view_as(real_CB), UNKNOWN)
-    return main_CB.to(torch.int16), answered_CB
+    main_AS = torch.where(best_AS.values > 0, best_AS.indices, UNKNOWN)
+    return main_AS.view_as(like_CB).to(torch.int16)
 
 
 def router_sums(routed: Routed, kind: RouterKind, combine: Combine) -> Tensor:
@@ -107,40 +102,38 @@ def router_sums(routed: Routed, kind: RouterKind, combine: Combine) -> Tensor:
         combine: how the model makes one answer of the experts'.
     """
     weight_AES = routed.routing.weight
-    share_CB1 = routed.real_CB.to(weight_AES).unsqueeze(2)
-    rows_CTB = _rows(routed, share_CB1, kind, combine)
-    pieces = [
-        torch.bmm(routed.by_client(routed.routing.chosen), share_CB1),
-        torch.bmm(_members(routed, share_CB1, kind), routed.by_client(weight_AES).mT),
-        torch.bmm(rows_CTB, share_CB1),
-    ]
-    return torch.cat([piece.flatten(1) for piece in pieces], dim=1)
+    like_A1S = weight_AES[:, :1]
+    rows = [row.view_as(like_A1S) for row in _totals(routed, kind, combine)]
+    # One product: the sums by class of everything, of which the weights stay by class.
+    all_AXS = torch.cat([weight_AES, routed.routing.chosen, *rows], dim=1)
+    sums_COX = torch.bmm(_members(routed, kind), routed.by_client(all_AXS).mT)
+    weights_COE, others_COX = sums_COX.tensor_split([kind.num_experts], dim=2)
+    # Only rounding makes a sum negative.
+    return torch.cat([others_COX.sum(dim=1), weights_COE.flatten(1)], dim=1).clamp_min_(0.0)
 
 
-def _members(routed: Routed, share_CB1: Tensor, kind: RouterKind) -> Tensor:
+def _members(routed: Routed, kind: RouterKind) -> Tensor:
     """Which class each real sample is of, (C, O, B); a regression has one for all."""
+    weight_AES = routed.routing.weight
     if not kind.has_classes:
-        return share_CB1.mT
-    class_O1 = torch.arange(kind.num_classes, device=share_CB1.device).unsqueeze(1)
+        return routed.real_CB.to(weight_AES).unsqueeze(1)
+    class_O1 = torch.arange(kind.num_classes, device=weight_AES.device).unsqueeze(1)
     label_CB = torch.where(routed.real_CB, routed.target_CB, -1)
     # In the models' layout, where more samples lie side by side: several times as fast.
-    member_AOS = label_CB.view(len(routed.routing.weight), 1, -1) == class_O1
-    return routed.by_client(member_AOS.to(share_CB1))
+    member_AOS = label_CB.view(len(weight_AES), 1, -1) == class_O1
+    return routed.by_client(member_AOS.to(weight_AES))
 
 
-def _rows(routed: Routed, share_CB1: Tensor, kind: RouterKind, combine: Combine) -> Tensor:
-    """Each sample's part of the totals, (C, T, B)."""
-    error_CB = routed.error_CB
-    known_CB = routed.earlier_CB != UNKNOWN
-    changed_CB = (routed.main_CB != routed.earlier_CB) & known_CB
-    entropy_CB = torch.special.entr(routed.routing.probs).sum(dim=1).view_as(error_CB)
-    rows = [routed.answered_CB, entropy_CB, known_CB, changed_CB]
+def _totals(routed: Routed, kind: RouterKind, combine: Combine) -> list[Tensor]:
+    """Each sample's part of `TOTALS`; of padding, anything finite."""
+    main_CB, earlier_CB, error_CB = routed.main_CB, routed.earlier_CB, routed.error_CB
+    known_CB = earlier_CB != UNKNOWN
+    entropy_AS = torch.special.entr(routed.routing.probs).sum(dim=1)
+    found = [main_CB != UNKNOWN, entropy_AS, known_CB, (main_CB != earlier_CB) & known_CB]
     if routed.answers is None:
-        rows += [torch.zeros_like(error_CB)] * 3
-    else:
-        random_CB = _random_error(routed, routed.answers, kind, combine)
-        rows += [error_CB, random_CB, _likeness(routed, routed.answers, share_CB1, kind)]
-    return torch.stack(rows, dim=1).to(share_CB1)
+        return found + [torch.zeros_like(error_CB)] * 3
+    random_CB = _random_error(routed, routed.answers, kind, combine)
+    return [*found, error_CB, random_CB, _likeness(routed.answers, kind)]
 
 
 def _random_error(
@@ -155,20 +148,15 @@ def _random_error(
     return error_CB.nan_to_num(nan=MOST).clamp_max(MOST)
 
 
-def _likeness(routed: Routed, answers_AEOS: Tensor, share_CB1: Tensor, kind: RouterKind) -> Tensor:
-    """Each sample's part, (C, B), of the square of the sum of the experts' unit vectors.
+def _likeness(answers_AEOS: Tensor, kind: RouterKind) -> Tensor:
+    """The squared length of the sum of the experts' unit vectors of answers, (A, S).
 
-    An expert's vector is its answers to all of a client's samples. Logits are centred on each
-    sample first, since a constant added to all classes changes nothing.
+    Logits are centred first, since a constant added to all classes changes nothing.
     """
-    # What an expert makes that nobody uses may be too large for a square.
-    answers_AEOS = answers_AEOS.clamp(-_LARGEST, _LARGEST)
     if kind.has_classes:
         answers_AEOS = answers_AEOS - answers_AEOS.mean(dim=2, keepdim=True)
-    power_CEB = routed.by_client(answers_AEOS.square().sum(dim=2))
-    scale_CE1 = torch.bmm(power_CEB, share_CB1).clamp_min(_TINY).rsqrt()
-    scale_AES = scale_CE1.expand(power_CEB.shape)
-    if len(answers_AEOS) < len(power_CEB):
-        scale_AES = scale_AES.transpose(0, 1).reshape(1, kind.num_experts, -1)
-    total_AOS = (answers_AEOS * scale_AES.unsqueeze(2)).sum(dim=1)
-    return total_AOS.square().sum(dim=1).view_as(routed.real_CB)
+    # Infinite for what an expert makes that nobody uses: such an expert says nothing, as one does
+    # whose answer is 0.
+    power_AE1S = answers_AEOS.square().sum(dim=2, keepdim=True)
+    unit_AEOS = answers_AEOS * power_AE1S.clamp_min_(_TINY).rsqrt_()
+    return unit_AEOS.sum(dim=1).square_().sum(dim=1)

@@ -77,7 +77,8 @@ class RouterWatch:
 
     Attributes:
         sums_KJ: see `router_sums`; zero for a client without samples.
-        main_KW: int16 main expert of each client's first samples, `UNKNOWN` for none.
+        main_KW: int16 main expert of each client's first samples, `UNKNOWN` for none; beyond its
+            samples, anything.
     """
 
     def __init__(self, plan: RouterPlan, client_K: Ints, earlier_KW: Tensor) -> None:
@@ -89,7 +90,7 @@ class RouterWatch:
             earlier_KW: what `main_KW` was at the last evaluation.
         """
         self._plan, self._client_K, self._earlier_KW = plan, client_K, earlier_KW
-        self.main_KW = torch.full_like(earlier_KW, UNKNOWN)
+        self.main_KW = earlier_KW.clone(memory_format=torch.contiguous_format)
         self.sums_KJ = torch.zeros(len(client_K), plan.kind.size, device=earlier_KW.device)
 
     def see(
@@ -120,9 +121,7 @@ class RouterWatch:
             plan.seed, self._client_K[chosen], batch, plan.kind.num_experts,
             shared=len(routing.weight) < clients,
         ).to(real_CB.device)  # fmt: skip
-        main_CB, answered_CB = main_experts(routing, real_CB)
-        routed = Routed(
-            routing, answers, target, real_CB, error_CB, main_CB, answered_CB, earlier_CB, order_AES
-        )
-        self.sums_KJ[index] = router_sums(routed, plan.kind, plan.combine)
-        self.main_KW[index, :batch] = main_CB[:, :width]
+        main_CB = main_experts(routing, real_CB)
+        routed = Routed(routing, answers, target, real_CB, error_CB, main_CB, earlier_CB, order_AES)
+        self.sums_KJ.index_copy_(0, index, router_sums(routed, plan.kind, plan.combine))
+        self.main_KW[:, :batch].index_copy_(0, index, main_CB[:, :width])

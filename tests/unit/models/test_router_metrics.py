@@ -37,7 +37,7 @@ def make_sums(
         column[..., experts - dead :] = 0.0
     for values in (load, class_load, totals):
         values[clients - empty :] = 0.0
-    return ClientSums(load, class_load, totals)
+    return ClientSums(load, totals, class_load)
 
 
 def entropy(shares: Sequence[float]) -> float:
@@ -77,7 +77,6 @@ def plain_drift(weight_COE: NDArray[np.float64]) -> float:
 def check(found: RouterMetrics, sums: ClientSums, counts: list[int], has_answers: bool) -> None:
     samples = sum(counts)
     total = {name: sum(sums.totals_CT[:, place].tolist()) for place, name in enumerate(TOTALS)}
-    squares = sums.totals_CT[:, TOTALS.index("similarity")].tolist()
     experts = sums.load_CE.shape[1]
     load = plain_shares([sums.load_CE[:, e].sum() for e in range(experts)])
     weight = [sums.class_load_COE[:, :, e].sum() for e in range(experts)]
@@ -100,9 +99,10 @@ def check(found: RouterMetrics, sums: ClientSums, counts: list[int], has_answers
     if has_answers:
         expected["necessity"] = (total["random_errors"] - total["errors"]) / samples
         if experts > 1:
-            # Of each client the mean over ordered pairs, then the mean over samples.
-            own = [(square - experts) / (experts * (experts - 1)) for square in squares]
-            expected["similarity"] = sum(n * c for n, c in zip(counts, own, strict=True)) / samples
+            # E of the ordered pairs are an expert with itself.
+            expected["similarity"] = (total["similarity"] / samples - experts) / (
+                experts * (experts - 1)
+            )
     several = sums.class_load_COE.shape[1] > 1
     expected["class_information"] = (
         plain_information(sums.class_load_COE.sum(axis=0)) if several else None
@@ -140,7 +140,7 @@ def one_table(class_load_COE: NDArray[np.float64]) -> RouterMetrics:
     """Nothing but mixing weights, and slots where there are any."""
     clients, classes, experts = class_load_COE.shape
     totals = np.zeros((clients, len(TOTALS)))
-    sums = ClientSums(class_load_COE.sum(axis=1), class_load_COE, totals)
+    sums = ClientSums(class_load_COE.sum(axis=1), totals, class_load_COE)
     found = router_metrics(make_kind(classes, experts), sums, np.full(clients, 8))
     assert found is not None
     return found
@@ -231,6 +231,6 @@ def test_what_travels_is_split_as_it_was_put_together() -> None:
     assert kind.size == 3 + 6 + len(TOTALS)
     sums = kind.split(np.arange(2 * kind.size, dtype=np.float32).reshape(2, -1))
     assert sums.load_CE[1].tolist() == [16.0, 17.0, 18.0]
-    assert sums.class_load_COE[0].tolist() == [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]
-    assert sums.totals_CT[0].tolist() == list(range(9, 16))
+    assert sums.totals_CT[0].tolist() == list(range(3, 10))
+    assert sums.class_load_COE[0].tolist() == [[10.0, 11.0, 12.0], [13.0, 14.0, 15.0]]
     assert sums.totals_CT.dtype == np.float64

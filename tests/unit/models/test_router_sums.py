@@ -45,7 +45,6 @@ def make_routed(
     answers = torch.randn(clients, experts, OUT, samples, generator=g, dtype=torch.float64)
     count = torch.randint(0, samples + 1, (clients, 1), generator=g)
     real_CB = torch.arange(samples) < count
-    main_CB, answered_CB = main_experts(routing, real_CB)
     earlier_CB = torch.randint(UNKNOWN, experts, (clients, samples), generator=g)
     return Routed(
         routing=routing,
@@ -53,9 +52,8 @@ def make_routed(
         target_CB=target,
         real_CB=real_CB,
         error_CB=torch.rand(clients, samples, generator=g, dtype=torch.float64),
-        main_CB=main_CB,
-        answered_CB=answered_CB,
-        earlier_CB=torch.where(real_CB, earlier_CB, UNKNOWN).to(torch.int16),
+        main_CB=main_experts(routing, real_CB),
+        earlier_CB=earlier_CB.to(torch.int16),
         order_AES=random_order(seed, np.arange(clients), samples, experts),
     )
 
@@ -78,27 +76,23 @@ def plain_mix(combine: str, answers: list[list[float]], weights: list[float]) ->
     ]
 
 
-def plain_cosine(routed: Routed, c: int, kind: Kind) -> float:
-    """The mean cosine over pairs of experts, from their answers laid end to end."""
+def plain_square(routed: Routed, c: int, b: int, kind: Kind) -> float:
+    """E, and the cosine of each ordered pair of experts' answers to a sample."""
     assert routed.answers is not None
-    experts = routed.answers.shape[1]
-    long: list[list[float]] = [[] for _ in range(experts)]
-    for e in range(experts):
-        for b in torch.nonzero(routed.real_CB[c]).flatten().tolist():
-            answer = routed.answers[c, e, :, b].tolist()
-            middle = sum(answer) / OUT if kind == "classification" else 0.0
-            long[e] += [value - middle for value in answer]
-    found = []
-    for e in range(experts):
-        for f in range(e):
-            dot = sum(a * b for a, b in zip(long[e], long[f], strict=True))
-            found.append(dot / math.sqrt(sum(a * a for a in long[e]) * sum(b * b for b in long[f])))
-    return sum(found) / len(found) if found else 0.0
+    answers = routed.answers[c, :, :, b].tolist()
+    if kind == "classification":
+        answers = [[value - sum(own) / OUT for value in own] for own in answers]
+    found = 0.0
+    for own in answers:
+        for other in answers:
+            dot = sum(x * y for x, y in zip(own, other, strict=True))
+            found += dot / math.sqrt(sum(x * x for x in own) * sum(y * y for y in other))
+    return found
 
 
 def plain_main(routed: Routed, c: int, b: int) -> int:
     weights = routed.routing.weight[c, :, b].tolist()
-    return weights.index(max(weights)) if any(weights) and routed.real_CB[c, b] else UNKNOWN
+    return weights.index(max(weights)) if any(weights) else UNKNOWN
 
 
 def plain_sums(routed: Routed, c: int, kind: Kind, combine: str) -> dict[str, Any]:
@@ -124,9 +118,7 @@ def plain_sums(routed: Routed, c: int, kind: Kind, combine: str) -> dict[str, An
         weights = [float(routing.weight[c, e, b]) for e in routed.order_AES[c, :, b].tolist()]
         y = plain_mix(combine, routed.answers[c, :, :, b].tolist(), weights)
         totals["random_errors"] += plain_error(kind, y, routed.target_CB[c, b])
-    if routed.answers is not None and routed.real_CB[c].any():
-        pairs = experts * (experts - 1)
-        totals["similarity"] = experts + pairs * plain_cosine(routed, c, kind)
+        totals["similarity"] += plain_square(routed, c, b, kind)
     return {"load": load, "class_load": class_load, "totals": [totals[name] for name in TOTALS]}
 
 
@@ -134,7 +126,7 @@ def named_sums(routed: Routed, kind: Kind, combine: str = "outputs") -> dict[str
     router = make_kind(kind, routed.routing.weight.shape[1])
     flat_CJ = router_sums(routed, router, COMBINE[combine])
     assert flat_CJ.shape[1] == router.size
-    load, class_load, totals = router.split(flat_CJ.numpy())
+    load, totals, class_load = router.split(flat_CJ.numpy())
     found = {"load": load, "class_load": class_load, "totals": totals}
     return {name: torch.from_numpy(value) for name, value in found.items()}
 
@@ -187,7 +179,7 @@ def test_sums_are_a_loop_over_samples(
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-@pytest.mark.parametrize("huge", [1e200, math.inf])
+@pytest.mark.parametrize("huge", [1e200, 1e300])
 def test_what_an_unused_expert_blows_up_stays_finite(kind: Kind, huge: float) -> None:
     routed = make_routed(2, 4, 3, 1, seed=3, kind=kind)
     assert routed.answers is not None
@@ -195,7 +187,7 @@ def test_what_an_unused_expert_blows_up_stays_finite(kind: Kind, huge: float) ->
     totals_CT = named_sums(routed, kind)["totals"]
     assert totals_CT.isfinite().all()
     dealt = routed.routing.weight.gather(1, routed.order_AES)[:, 2]
-    if kind == "regression" and math.isfinite(huge):
+    if kind == "regression":
         hit = ((dealt > 0) & routed.real_CB).sum(dim=1).double()
         assert hit.any()
         worst = totals_CT[:, TOTALS.index("random_errors")]
@@ -232,9 +224,9 @@ def test_experts_that_are_one_function_are_similar() -> None:
     same = torch.randn(1, 1, OUT, 4, dtype=torch.float64)
     shifted = same * torch.tensor([1.0, 2.0, 5.0]).view(1, 3, 1, 1) + torch.randn(1, 3, 1, 4)
     routed = routed._replace(answers=shifted, real_CB=torch.ones(1, 4, dtype=torch.bool))
-    for silent, square in ((None, 9.0), (1, 4.0)):
+    for silent, square in ((None, 4 * 9.0), (1, 4 * 4.0)):
         if silent is not None:
-            shifted[:, silent] = 0.5  # it says nothing: the vector has no length
+            shifted[:, silent] = 0.5  # it says nothing
         totals = named_sums(routed, "classification")["totals"]
         assert totals[0, TOTALS.index("similarity")].item() == pytest.approx(square)
 
