@@ -26,6 +26,7 @@ from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Term
+from fedmoe.training.watch import RouterWatch
 
 Shapes = dict[str, tuple[int, ...]]  # by name
 
@@ -291,8 +292,14 @@ class Job:
         whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
         return make_optimizer(self.experiment.config.training).initial_state(whole)
 
-    def score(self, params: Parameters, part: Part) -> Evaluation:
-        """Score models, as `train` takes them, on a part of the clients' data."""
+    def score(self, params: Parameters, part: Part, watch: RouterWatch | None = None) -> Evaluation:
+        """Score models, as `train` takes them, on a part of the clients' data.
+
+        Args:
+            params: (C, ...) by name or (1, ...) for one that all share.
+            part: of the data.
+            watch: is shown what the router does.
+        """
         samples = self.samples_of(part)
         if any(len(value) > 1 for value in params.values()):  # not one model for everybody
             params = self.each(params)
@@ -300,6 +307,7 @@ class Job:
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
+                watch,
             )  # fmt: skip
 
 
