@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
+from fedmoe.guard.routing import RoutingCheck
 from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
 from fedmoe.messages.arrays import to_record
@@ -18,6 +19,7 @@ from fedmoe.pictures import draw_run
 from fedmoe.profiling import section
 from fedmoe.round_profile import PROFILE_FILE, RoundProfile, profile_totals
 from fedmoe.rounds import RoundLoop, RoundRecord
+from fedmoe.routing_scores import CLIENTS_FILE, ROUTING_FILE, FederationRouting, write_clients
 from fedmoe.schema import ExperimentConfig
 from fedmoe.standing import Standing
 from fedmoe.strategies import build_strategy
@@ -36,7 +38,7 @@ from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
 LINE_FILES = (
-    "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", PROFILE_FILE
+    "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", ROUTING_FILE, PROFILE_FILE
 )  # fmt: skip
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,6 +78,7 @@ class FederationRun:
         self.strategy = build_strategy(self.config, self.experiment.data.task)
         self.standing = Standing(to_record(self.experiment.shared))
         self._saved_round = -1
+        self._routing: FederationRouting | None = None  # of the last evaluated round
 
     @property
     def config(self) -> ExperimentConfig:
@@ -114,6 +117,8 @@ class FederationRun:
             _LOG.info("%s after round %d", status, self.standing.round, extra=FILE_ONLY)
             summary = self.summary(status, reason)
             self.directory.write_json("summary.json", summary)
+            if self._routing is not None:
+                write_clients(self.directory.path / CLIENTS_FILE, self._routing, self.client_of)
         return summary
 
     def _run_rounds(self) -> str:
@@ -144,10 +149,15 @@ class FederationRun:
                 standing=self.standing,
                 client_of=self.client_of,
                 on_round=on_round,
+                routing=self._routing_check(),
             )
             status = loop.run()
             self._checkpoint()
         return status
+
+    def _routing_check(self) -> RoutingCheck | None:
+        plan = self.experiment.router
+        return RoutingCheck(plan.kind) if plan else None
 
     def _record(self, record: RoundRecord) -> None:
         # The round's own line comes last: where it stands, the others are whole.
@@ -155,6 +165,9 @@ class FederationRun:
         self.directory.append_many("insights.jsonl", record.insights)
         if record.findings is not None:
             self.directory.append("findings.jsonl", record.findings)
+        if record.routing is not None:
+            self._routing = record.routing
+            self.directory.append(ROUTING_FILE, record.routing.as_json())
         self.directory.append("metrics.jsonl", record.metrics)
 
     def _checkpoint(self) -> None:
@@ -203,6 +216,7 @@ class FederationRun:
             "bytes": {"up": standing.bytes_up, "down": standing.bytes_down},
             "seconds": standing.seconds,
             "insights": standing.insights,
+            **({"routing": standing.routing} if standing.routing else {}),
             **(
                 {"profile": profile_totals(self.directory.read_lines(PROFILE_FILE))}
                 if self.config.tracking.profile

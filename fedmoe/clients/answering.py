@@ -73,7 +73,7 @@ def answer_cohort(
     groups: dict[tuple[object, ...], list[_Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places, experiment.algorithm.reads)
+            asked = _read(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
         except Exception as error:
             answering.fail(places, error)
         else:

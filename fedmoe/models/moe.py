@@ -176,3 +176,8 @@ class _Pass:
         self.answers.backward(answers_grad, None, model._own("experts", into), keep)
         logits_grad = rule.behind(self.routing, weight_grad, logits_grad_CEB)
         rule.add_gradient(logits_grad, self.x_CBD, model._own("router", into), keep)
+
+
+def answers_of(run: Pass) -> Tensor | None:
+    """(C, E, O, B) what every expert of a mixture said in a pass; `None` of another model."""
+    return run.answers.y_COB if isinstance(run, _Pass) else None

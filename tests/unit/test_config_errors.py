@@ -77,7 +77,10 @@ MISTAKES = [
     (["model=null"], "model=null: no such option; Allowed: custom, linear, mlp, moe"),
     (["training=5"], "training=5: no such option; Allowed: adam, sgd"),
     (["experiment=insigt"], "experiment=insigt: no such option; did you mean insight? Allowed: "),
-    (["+experiment=[moe,x]"], "+experiment=[moe,x]: no such option; Allowed: ditto, fedadam, fedavg"),
+    (
+        ["+experiment=[moe,x]"],
+        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadam",
+    ),
     (["hydra/launcher=nope"], "hydra/launcher=nope: no such option; Allowed: basic"),
     (["model.name=mpl"], "model.name=mpl: no such option; did you mean mlp? Allowed: custom, lin"),
     (["model.name=moe"], "model.name=moe: not set by itself; type model=moe"),
