@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def run_all(
     missing = {run.key: run for run in runs if run not in records}
     if not missing:
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _stay_calm) as pool:
-        futures = {pool.submit(execute or execute_run, r.words): r for r in missing.values()}
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, context, _begin, (stop,)) as pool:
+        done = execute or execute_run
+        futures = {pool.submit(_unless_stopped, done, r.words): r for r in missing.values()}
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -50,13 +54,23 @@ def run_all(
                 records.add(futures[future], outcome)
                 on_done()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()  # some runs are beyond recall, in the queue to the processes
+            pool.shutdown(cancel_futures=True)
             raise
 
 
-def _stay_calm() -> None:
+_stop: Event | None = None  # of this process, if it is one that does runs
+
+
+def _begin(stop: Event) -> None:
     """An idle process leaves Ctrl-C to its parent; a run of fedmoe ends after its round."""
+    global _stop
+    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _unless_stopped(execute: Execute, words: Sequence[str]) -> Outcome | None:
+    return None if _stop is not None and _stop.is_set() else execute(words)
 
 
 def execute_run(words: Sequence[str]) -> Outcome | None:
