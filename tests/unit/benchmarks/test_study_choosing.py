@@ -48,6 +48,15 @@ def test_test_accuracy_decides_nothing() -> None:
     assert best(tried) == ("b",)
 
 
+def test_it_is_the_mean_over_the_tuning_seeds() -> None:
+    tried: dict[Words, list[Outcome]] = {
+        ("a",): [outcome(0.9), outcome(0.2)],
+        ("b",): [outcome(0.6), outcome(0.6)],
+        ("c",): [outcome(0.3), outcome(0.7)],
+    }
+    assert best(tried) == ("b",)
+
+
 def test_a_configuration_that_failed_once_is_worse_than_any_that_did_not() -> None:
     failed = Outcome.failed("diverged", 1.0)
     tried: dict[Words, list[Outcome]] = {
