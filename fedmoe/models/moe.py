@@ -103,9 +103,10 @@ class MixtureOfExperts(WrittenModule):
         self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
     ) -> "_Pass":
         """See `WrittenModule`."""
-        assert self._kind.kernel is not None
         routing = self.rule.route(self._own("router", params), x_CBD, context)
-        answers = self._kind.kernel(self._own("experts", params), x_CBD)
+        answers = self._kind.written(
+            self._own("experts", params), x_CBD, routing.chosen, self.rule.active
+        )
         combine = COMBINE[self.combine]
         mixed = combine.mix(answers.y_COB, routing.weight)
         return _Pass(self, combine, x_CBD, routing, answers, mixed)

@@ -29,6 +29,11 @@ class Router:
 
     num_experts: int
 
+    @property
+    def active(self) -> float:
+        """How many experts answer for a sample, on average."""
+        return self.num_experts
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """Fresh parameters by name, expert axis first; drawn from torch's own generator."""
         return {

@@ -43,6 +43,11 @@ class RuleRouter(FixedRouter):
     rule: Rule
     thresholds: tuple[float, ...] = ()
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return 1
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:

@@ -22,6 +22,11 @@ class SoftmaxRouter(Router):
 
     top_k: int
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return self.top_k
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:

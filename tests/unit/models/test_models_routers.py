@@ -1,5 +1,7 @@
 # Every router against loops over the samples and experts of one client at a time.
+import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from fedmoe.models.routers import (
     SwitchRouter,
     balanced_bias,
 )
+from fedmoe.models.routers.switch import room_for
 from fedmoe.models.routing import Routing, StepContext
 
 D, B = 3, 9
@@ -195,6 +198,34 @@ def test_one_client_needs_no_client_axis(router: Router) -> None:
 
 
 # ----------------------------------------------------------- what is said of some of them
+
+
+@pytest.mark.parametrize("case", ["random", "ties"])
+@pytest.mark.parametrize("name", ["switch-1.0", "expert-choice-1.0-2", "expert-choice-9.0-1"])
+def test_padding_takes_no_room_wherever_it_is(name: str, case: str) -> None:
+    router = CASES[name]
+    params, x_CBD = setting(router, case)
+    real_CB = torch.rand(len(COUNTS), B, generator=torch.Generator().manual_seed(2)) < 0.6
+    weight_CB = real_CB.double() / real_CB.sum(dim=1, keepdim=True)
+    routing = router.route(params, x_CBD, step()._replace(weight=weight_CB))
+    for client, real_B in enumerate(real_CB):
+        own = {key: value[client] for key, value in params.items()}
+        decisions = naive_route(router, own, Batch(x_CBD[client], weight_CB[client].tolist()))
+        for b in real_B.nonzero().flatten().tolist():
+            torch.testing.assert_close(
+                routing.weight[client, :, b], torch.stack(decisions[b].weight)
+            )
+        if name.startswith("expert"):
+            assert not routing.chosen[client][:, ~real_B].any()
+
+
+def test_room_is_the_even_share_rounded_up_whatever_floats_say() -> None:
+    for samples in range(60):
+        weight = (torch.arange(60) < samples).float()
+        for experts in (1, 3, 4, 7):
+            for factor in ("0.3", "1.0", "1.1", "1.2", "2.3"):
+                exact = math.ceil(Fraction(factor) * samples / experts)
+                assert room_for(weight, experts, float(factor)).item() == exact
 
 
 def test_a_full_expert_drops_whom_it_has_no_room_for() -> None:
