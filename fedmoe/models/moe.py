@@ -70,6 +70,7 @@ class MixtureOfExperts(WrittenModule):
         self.router = ParameterTree(router.parameters(num_features))
         self.experts = ParameterTree(stack_of(modules))
         self._kind = Experts(modules[0], num_experts)
+        self.wants_keys = router.wants_keys
         self.draws = not isinstance(modules[0], StackedModule) or modules[0].draws
         self._names = {
             part: {name: f"{part}.{name}" for name, _ in getattr(self, part).named_parameters()}

@@ -30,6 +30,11 @@ class Router:
     num_experts: int
 
     @property
+    def wants_keys(self) -> bool:
+        """Whether `route` draws, by `StepContext.key_C`: making the keys takes time."""
+        return False
+
+    @property
     def active(self) -> float:
         """How many experts answer for a sample, on average."""
         return self.num_experts

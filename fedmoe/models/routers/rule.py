@@ -48,6 +48,11 @@ class RuleRouter(FixedRouter):
         """See `Router`."""
         return 1
 
+    @property
+    def wants_keys(self) -> bool:
+        """See `Router`."""
+        return self.rule == "random"
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:
@@ -65,4 +70,5 @@ class RuleRouter(FixedRouter):
         place_B = torch.arange(x.shape[-2], device=x.device)
         if self.rule == "round_robin":
             return (place_B % self.num_experts).expand(x.shape[:-1])
+        assert context.key_C is not None
         return choices(fold(context.key_C[..., None], place_B), self.num_experts)
