@@ -16,6 +16,7 @@ from fedmoe.models.base import Parameters, parameters_of, stacked_forward
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.routing import Routing
+from fedmoe.models.sparse import SparsePass, layout_of, may_pay
 from fedmoe.models.written import Kernel, Pass, kernel_of
 
 # Their written pass takes (C, E, ...) parameters: the first layers of all experts, which see the
@@ -51,11 +52,14 @@ class Experts:
         prototype: the module.
         num_experts: E.
         kernel: the written pass for (C, E, ...) parameters, if the module has one.
+        size: parameters of an expert.
     """
 
     def __init__(self, prototype: nn.Module, num_experts: int) -> None:
         self.prototype, self.num_experts = prototype, num_experts
+        self._single = kernel_of(prototype)
         self.kernel = self._kernel()
+        self.size = sum(p.numel() for p in prototype.parameters())
 
     def run(self, params: Mapping[str, Tensor], x: Tensor) -> Answers:
         """Run all experts.
@@ -74,11 +78,33 @@ class Experts:
             return Answers(y, None)
         return Answers(y, features.reshape(*clients, experts, *features.shape[1:]))
 
+    def written(
+        self, params: Mapping[str, Tensor], x_CBD: Tensor, chosen_CEB: Tensor, active: float
+    ) -> Pass:
+        """Run those that were chosen, or all of them where that is quicker.
+
+        Args:
+            params: by name, (C, E, ...).
+            x_CBD: the samples.
+            chosen_CEB: 1 where an expert answers for a sample.
+            active: see `Router.active`.
+
+        Returns:
+            a pass whose `y_COB` is (C, E, O, B), and anything where an expert was not chosen.
+        """
+        assert self.kernel is not None
+        assert self._single is not None
+        if may_pay(active, self.num_experts):
+            layout = layout_of(chosen_CEB, self.size)
+            if layout is not None:
+                return SparsePass(self._single, params, x_CBD, layout)
+        return self.kernel(params, x_CBD)
+
     def _kernel(self) -> Kernel | None:
-        kernel = kernel_of(self.prototype)
-        if kernel is None or getattr(type(self.prototype), "written_pass", None) in _WIDE:
-            return kernel
-        return partial(_flat_pass, kernel)
+        single = self._single
+        if single is None or getattr(type(self.prototype), "written_pass", None) in _WIDE:
+            return single
+        return partial(_flat_pass, single)
 
 
 def _flat_pass(

@@ -71,6 +71,7 @@ class MixtureOfExperts(WrittenModule):
         self.router = ParameterTree(router.parameters(num_features))
         self.experts = ParameterTree(stack_of(modules))
         self._kind = Experts(modules[0], num_experts)
+        self.wants_keys = router.wants_keys
         self.draws = not isinstance(modules[0], StackedModule) or modules[0].draws
         self._names = {
             part: {name: f"{part}.{name}" for name, _ in getattr(self, part).named_parameters()}
@@ -114,9 +115,10 @@ class MixtureOfExperts(WrittenModule):
         self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
     ) -> "_Pass":
         """See `WrittenModule`."""
-        assert self._kind.kernel is not None
         routing = self.rule.route(self._own("router", params), x_CBD, context)
-        answers = self._kind.kernel(self._own("experts", params), x_CBD)
+        answers = self._kind.written(
+            self._own("experts", params), x_CBD, routing.chosen, self.rule.active
+        )
         combine = COMBINE[self.combine]
         mixed = combine.mix(answers.y_COB, routing.weight)
         return _Pass(self, combine, x_CBD, routing, answers, mixed)

@@ -30,6 +30,16 @@ class Router:
 
     num_experts: int
 
+    @property
+    def wants_keys(self) -> bool:
+        """Whether `route` draws, by `StepContext.key_C`: making the keys takes time."""
+        return False
+
+    @property
+    def active(self) -> float:
+        """How many experts answer for a sample, on average."""
+        return self.num_experts
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """Fresh parameters by name, expert axis first; drawn from torch's own generator."""
         return {

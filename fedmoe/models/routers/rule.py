@@ -43,6 +43,16 @@ class RuleRouter(FixedRouter):
     rule: Rule
     thresholds: tuple[float, ...] = ()
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return 1
+
+    @property
+    def wants_keys(self) -> bool:
+        """See `Router`."""
+        return self.rule == "random"
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:
@@ -60,4 +70,5 @@ class RuleRouter(FixedRouter):
         place_B = torch.arange(x.shape[-2], device=x.device)
         if self.rule == "round_robin":
             return (place_B % self.num_experts).expand(x.shape[:-1])
+        assert context.key_C is not None
         return choices(fold(context.key_C[..., None], place_B), self.num_experts)

@@ -26,6 +26,11 @@ class SoftmaxRouter(Router):
         """See `Router`; no more experts answer than there are."""
         return replace(self, num_experts=num_experts, top_k=min(self.top_k, num_experts))
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return self.top_k
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:
