@@ -226,7 +226,7 @@ def test_a_sweep_tells_what_routers_did(tmp_path: Path) -> None:
     routing = {"importance": [0.5, 0.49, 0.01], "dead_experts": 1, "necessity": 0.25}
     nothing = {"importance": None, "dead_experts": None, "necessity": None}
     for number, told in enumerate((routing, None, nothing)):
-        more = {} if told is None else {"routing": told}
+        more: dict[str, Any] = {} if told is None else {"routing": told}
         job(tmp_path, str(number), config(rate=number), summary(0.5, **more))
     assert main([str(tmp_path)]) == 0
     headings, *rows = table((tmp_path / "sweep.md").read_text(), "3 jobs")
