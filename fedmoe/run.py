@@ -123,6 +123,7 @@ class FederationRun:
 
     def _run_rounds(self) -> str:
         mode, start = self.config.tracking.progress, self.standing.round
+        plan = self.experiment.router
         profile = RoundProfile(self.directory) if self.config.tracking.profile else None
         with (
             profile.profile.at_work() if profile else nullcontext(),
@@ -149,15 +150,11 @@ class FederationRun:
                 standing=self.standing,
                 client_of=self.client_of,
                 on_round=on_round,
-                routing=self._routing_check(),
+                routing=RoutingCheck(plan.kind) if plan else None,
             )
             status = loop.run()
             self._checkpoint()
         return status
-
-    def _routing_check(self) -> RoutingCheck | None:
-        plan = self.experiment.router
-        return RoutingCheck(plan.kind) if plan else None
 
     def _record(self, record: RoundRecord) -> None:
         # The round's own line comes last: where it stands, the others are whole.

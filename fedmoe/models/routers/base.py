@@ -48,8 +48,10 @@ class Router:
         }
 
     def of(self, num_experts: int) -> Self:
-        """The same router for some of the experts."""
-        return replace(self, num_experts=num_experts)
+        """The same router for some of the experts; no more of them answer than there are."""
+        if not hasattr(self, "top_k"):
+            return replace(self, num_experts=num_experts)
+        return replace(self, num_experts=num_experts, top_k=min(self.top_k, num_experts))
 
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None

@@ -7,7 +7,7 @@ Letters: C clients (the leading axis, absent for one client), B batch, D feature
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -47,6 +47,10 @@ class RuleRouter(FixedRouter):
     def active(self) -> float:
         """See `Router`."""
         return 1
+
+    def of(self, num_experts: int) -> "RuleRouter":
+        """See `Router`: the first ones, by the lowest thresholds."""
+        return replace(self, num_experts=num_experts, thresholds=self.thresholds[: num_experts - 1])
 
     @property
     def wants_keys(self) -> bool:
