@@ -20,6 +20,8 @@ from fedmoe.messages import words
 from fedmoe.messages.arrays import Numbers, Stack
 from fedmoe.models import Parameters
 
+_MODELS = ("global", "personalised")
+
 
 class FedMoEClient(NumPyClient):
     """One client's data and local model.
@@ -46,6 +48,10 @@ class FedMoEClient(NumPyClient):
         """Train from the given parameters on the client's training part.
 
         `config` may hold `server-round` and `proximal-mu`.
+
+        Raises:
+            ValueError: the client's algorithm replies with some of the experts alone, and a NumPy
+                client has no way to say which.
         """
         request = TrainRequest(
             clients=self._alone,
@@ -59,20 +65,26 @@ class FedMoEClient(NumPyClient):
         trained, metrics = records.get(words.ARRAYS), cast(Numbers, records[words.METRICS])
         sent = trained.tensors if isinstance(trained, Stack) else {}
         arrays = [sent[name][0].cpu().numpy() for name in self.experiment.shared]
+        if any(own.shape != np.shape(one) for own, one in zip(arrays, parameters, strict=True)):
+            raise ValueError("only some of the experts would be returned, without saying which")
         loss = float(metrics[words.LOSS][0])
         return arrays, int(metrics[words.NUM_EXAMPLES][0]), {words.LOSS: loss}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Score the given parameters on the client's validation and test parts."""
+        """Score the given parameters on the client's validation and test parts.
+
+        The loss is the global model's, or the personalised one's where there is no other.
+        """
         del config
         request = EvaluateRequest(clients=self._alone, params=self._params(parameters))
         records = evaluate_clients(self.experiment, request, self._states)
         columns = cast(Numbers, records[words.METRICS])
         scores = {name: column[0].item() for name, column in columns.items()}
         count = scores.pop(words.NUM_EXAMPLES)
-        loss = scores.get("test-global-loss", scores.get("test-global-mse", 0.0))
+        names = (f"test-{which}-{loss}" for which in _MODELS for loss in ("loss", "mse"))
+        loss = next(scores[name] for name in names if name in scores)
         return float(loss), count, dict(scores)
 
     def _params(self, parameters: NDArrays) -> Parameters:

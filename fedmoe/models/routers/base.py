@@ -49,9 +49,9 @@ class Router:
 
     def of(self, num_experts: int) -> Self:
         """The same router for some of the experts; no more of them answer than there are."""
-        if not hasattr(self, "top_k"):
-            return replace(self, num_experts=num_experts)
-        return replace(self, num_experts=num_experts, top_k=min(self.top_k, num_experts))
+        top_k = getattr(self, "top_k", None)
+        fewer = {} if top_k is None else {"top_k": min(top_k, num_experts)}
+        return replace(self, num_experts=num_experts, **fewer)
 
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
