@@ -18,7 +18,7 @@ DATA = {
 MODELS = {
     "linear": "model=linear",
     "mlp": "model=mlp model.hidden=[128]",
-    "moe": "model=moe model.num_experts=4 model.top_k=2 model.hidden=64",
+    "moe": "model=moe model.num_experts=4 model.router.top_k=2 model.hidden=[64]",
 }
 TRAINING = (
     f"training=sgd training.epochs=1 training.batch_size={BATCH_SIZE} training.momentum=0 "

@@ -166,16 +166,16 @@ def mlp_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) 
 def moe_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) -> None:
     """Mixture: y = sum_e g_e (W2_e relu(W1_e x + b1_e) + b2_e), g a renormalised softmax top-k."""
     clients, batch, _ = x.shape
-    experts, outputs, inner = w["expert_weight"].shape[1:]
-    probs = torch.baddbmm(w["gate_bias"].unsqueeze(2), w["gate_weight"], x.mT).softmax(dim=1)
+    experts, outputs, inner = w["experts.weights.1"].shape[1:]
+    probs = torch.baddbmm(w["router.bias"].unsqueeze(2), w["router.weight"], x.mT).softmax(dim=1)
     chosen = torch.zeros_like(probs).scatter_(1, probs.topk(TOP_K, dim=1).indices, 1.0)
     kept = probs * chosen
     mix = kept / kept.sum(dim=1, keepdim=True)
-    first = w["hidden_weight"].flatten(1, 2)
-    hidden = torch.baddbmm(w["hidden_bias"].flatten(1).unsqueeze(2), first, x.mT).relu_()
+    first = w["experts.weights.0"].flatten(1, 2)
+    hidden = torch.baddbmm(w["experts.biases.0"].flatten(1).unsqueeze(2), first, x.mT).relu_()
     hidden = hidden.view(clients * experts, inner, batch)
-    second = w["expert_weight"].view(clients * experts, outputs, inner)
-    bias = w["expert_bias"].view(clients * experts, outputs, 1)
+    second = w["experts.weights.1"].view(clients * experts, outputs, inner)
+    bias = w["experts.biases.1"].view(clients * experts, outputs, 1)
     answers = torch.baddbmm(bias, second, hidden).view(clients, experts, outputs, batch)
     y = (answers * mix.unsqueeze(2)).sum(dim=1)
     dy = loss_gradient(y, target, share, rate)
@@ -183,17 +183,17 @@ def moe_step(w: Weights, x: Tensor, target: Tensor, share: Tensor, rate: float) 
     danswers = (dy.unsqueeze(1) * mix.unsqueeze(2)).view(clients * experts, outputs, batch)
     dhidden = behind_relu(torch.bmm(second.mT, danswers), hidden)
     second.baddbmm_(danswers, hidden.mT)
-    w["expert_bias"].add_(danswers.sum(dim=2).view(clients, experts, outputs))
+    w["experts.biases.1"].add_(danswers.sum(dim=2).view(clients, experts, outputs))
     dhidden = dhidden.view(clients, experts * inner, batch)
     first.baddbmm_(dhidden, x)
-    w["hidden_bias"].view(clients, -1).add_(dhidden.sum(dim=2))
+    w["experts.biases.0"].view(clients, -1).add_(dhidden.sum(dim=2))
     # Both through the softmax: the mixing weights, and the balance loss E sum_e load_e mean p_e.
     load = (chosen * share).sum(dim=2, keepdim=True) / TOP_K
     dprobs = load * share.mul(-rate * BALANCE * experts)
     dlogits = mix * (dmix - (dmix * mix).sum(dim=1, keepdim=True))
     dlogits += probs * (dprobs - (dprobs * probs).sum(dim=1, keepdim=True))
-    w["gate_weight"].baddbmm_(dlogits, x)
-    w["gate_bias"].add_(dlogits.sum(dim=2))
+    w["router.weight"].baddbmm_(dlogits, x)
+    w["router.bias"].add_(dlogits.sum(dim=2))
 
 
 def behind_relu(gradient: Tensor, output: Tensor) -> Tensor:
@@ -215,10 +215,11 @@ def initial_weights(model: str, features: int, outputs: int, seed: int) -> Weigh
             "biases.0": (HIDDEN,), "biases.1": (outputs,),
         },
         "moe": {
-            "gate_weight": (EXPERTS, features), "gate_bias": (EXPERTS,),
-            "hidden_weight": (EXPERTS, EXPERT_HIDDEN, features),
-            "hidden_bias": (EXPERTS, EXPERT_HIDDEN),
-            "expert_weight": (EXPERTS, outputs, EXPERT_HIDDEN), "expert_bias": (EXPERTS, outputs),
+            "router.weight": (EXPERTS, features), "router.bias": (EXPERTS,),
+            "experts.weights.0": (EXPERTS, EXPERT_HIDDEN, features),
+            "experts.biases.0": (EXPERTS, EXPERT_HIDDEN),
+            "experts.weights.1": (EXPERTS, outputs, EXPERT_HIDDEN),
+            "experts.biases.1": (EXPERTS, outputs),
         },
     }  # fmt: skip
     generator = torch.Generator().manual_seed(seed)

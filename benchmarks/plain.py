@@ -19,6 +19,12 @@ MLP_HIDDEN, EXPERTS, TOP_K, EXPERT_HIDDEN = 128, 4, 2, 64
 # fedmoe's names of parameters, as a state dict of the modules below has them.
 _NAMES = {
     "weights.0": "0.weight", "biases.0": "0.bias", "weights.1": "2.weight", "biases.1": "2.bias",
+    "router.weight": "gate_weight",
+    "router.bias": "gate_bias",
+    "experts.weights.0": "hidden_weight",
+    "experts.biases.0": "hidden_bias",
+    "experts.weights.1": "expert_weight",
+    "experts.biases.1": "expert_bias",
 }  # fmt: skip
 
 

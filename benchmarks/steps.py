@@ -37,7 +37,9 @@ from benchmarks.ceiling import (
     Rows,
 )
 from fedmoe.data import Task
-from fedmoe.models import Linear, MixtureOfExperts, Mlp
+from fedmoe.models import Linear, MixtureOfExperts, Mlp, RouterLosses
+from fedmoe.models.experts import perceptron
+from fedmoe.models.routers import SoftmaxRouter
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.cohort import Cohort, train_cohort
 from fedmoe.training.pool import Pool
@@ -100,15 +102,16 @@ class Work:
         if self.name == "mlp":
             return Mlp(FEATURES, (HIDDEN,), OUTPUTS)
         return MixtureOfExperts(
-            FEATURES, OUTPUTS, num_experts=EXPERTS, top_k=TOP_K, hidden=EXPERT_HIDDEN
-        )
+            FEATURES, OUTPUTS, experts=perceptron(FEATURES, (EXPERT_HIDDEN,), OUTPUTS),
+            num_experts=EXPERTS, router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
+        )  # fmt: skip
 
     def way(
         self, model: nn.Module, cohort: Cohort, config: TrainingConfig = SGD
     ) -> Callable[[], Any]:
         """Train this cohort once."""
-        balance = BALANCE if self.name == "moe" else 0.0
-        return lambda: train_cohort(model, TASK, self.pool, config, cohort, balance)
+        losses = RouterLosses(balance=BALANCE if self.name == "moe" else 0.0)
+        return lambda: train_cohort(model, TASK, self.pool, config, cohort, losses)
 
     def ways(self) -> dict[str, Callable[[], Any]]:
         """All that are compared."""

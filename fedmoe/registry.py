@@ -30,13 +30,17 @@ class Registry:
 
         return remember
 
-    def find(self, name: str) -> Factory:
+    def find(self, name: str, key: str | None = None) -> Factory:
         """The factory of a name.
+
+        Args:
+            name: what it was registered under.
+            key: of the configuration, where it is not the usual one.
 
         Raises:
             ConfigError: there is none.
         """
         if name not in self.factories:
             known = ", ".join(sorted(self.factories)) or f"none (see {self._register})"
-            raise ConfigError(f"{self.key}={name}: no such {self.kind}; registered: {known}")
+            raise ConfigError(f"{key or self.key}={name}: no such {self.kind}; registered: {known}")
         return self.factories[name]

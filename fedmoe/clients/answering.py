@@ -7,6 +7,7 @@ Letters: C messages, n of them in a group.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from fedmoe.clients.states import ContextStates, States
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Records, Stack, gather, shared
+from fedmoe.messages.arrays import Records, Stack, gather, shared, signature_of
 from fedmoe.messages.broadcast import distinct_contents
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
@@ -72,7 +73,7 @@ def answer_cohort(
     groups: dict[tuple[object, ...], list[_Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places, experiment.algorithm.reads)
+            asked = _read(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
         except Exception as error:
             answering.fail(places, error)
         else:
@@ -98,7 +99,8 @@ class _Asked:
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        return self.kind, self.settings, self.arrays is None, guided, tuple(self.extras)
+        extras = tuple((key, str(signature_of(r))) for key, r in self.extras.items())
+        return self.kind, self.settings, self.arrays is None, guided, extras
 
 
 class _Answering:
@@ -136,21 +138,25 @@ class _Answering:
         first = group[0]
         sent = [asked.arrays for asked in group if asked.arrays is not None]
         params = _gathered(sent, source) if sent else None
+        extras = {
+            key: _gathered([asked.extras[key] for asked in group], source) for key in first.extras
+        }
+        experts = extras.pop(words.EXPERTS, {}).get("index")
         if first.kind == MessageType.EVALUATE:
-            request = EvaluateRequest(clients=clients, settings=first.settings, params=params)
-            return evaluate_clients(self.experiment, request, self.states)
+            scored = EvaluateRequest(
+                clients=clients, settings=first.settings, params=params, experts=experts
+            )
+            return evaluate_clients(self.experiment, scored, self.states)
         return train_clients(
             self.experiment,
             TrainRequest(
                 clients=clients,
                 settings=first.settings,
                 params=params,
+                experts=experts,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
-                extras={
-                    key: _gathered([asked.extras[key] for asked in group], source)
-                    for key in first.extras
-                },
+                extras=extras,
             ),
             self.states,
         )
@@ -181,13 +187,26 @@ def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) ->
     """
     arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
-        number = int(_number(words.get_config(content), words.SERVER_ROUND, 0))
-        return _Asked(kind, places, Settings(round=number), arrays, None, {})
+        extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
+        return _Asked(kind, places, _settings(content), arrays, None, extras)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
-    found = ((key, _get_arrays(content, key)) for key in reads)
+    found = [(key, _get_arrays(content, key)) for key in reads]
+    found.append((words.EXPERTS, _experts(content)))
     extras = {key: record for key, record in found if record is not None}
     return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content), extras)
+
+
+def _experts(content: RecordDict) -> ArrayRecord | None:
+    record = _get_arrays(content, words.EXPERTS)
+    if record is None:
+        return None
+    if signature_of(record).keys() != {"index"}:
+        raise ValueError(f"record {words.EXPERTS!r} must hold the array index")
+    shape, dtype = signature_of(record)["index"]
+    if len(shape) != 1 or dtype != "int64":
+        raise ValueError(f"experts' index is {dtype} {shape}, expected int64 (M,)")
+    return record
 
 
 def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
@@ -205,9 +224,17 @@ def _settings(content: RecordDict) -> Settings:
     return Settings(
         round=int(_number(config, words.SERVER_ROUND, 0)),
         proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
+        prior_strength=_strength(config),
         payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
         prototype_min_count=int(_number(config, words.PROTOTYPE_MIN_COUNT, 1)),
     )
+
+
+def _strength(config: ConfigRecord) -> float:
+    value = _number(config, words.PRIOR_STRENGTH, 1.0)
+    if not 0 < value < math.inf:
+        raise ValueError(f"config {words.PRIOR_STRENGTH!r} must be above 0, got {value}")
+    return value
 
 
 def _number(config: ConfigRecord, key: str, default: float) -> float:

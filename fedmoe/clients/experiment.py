@@ -11,8 +11,9 @@ from fedmoe.clients.algorithms import LocalAlgorithm, local_algorithm
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.errors import DataError
-from fedmoe.models import Parameters, parameters_of
-from fedmoe.schema import ExperimentConfig, MoeConfig
+from fedmoe.models import Parameters, parameters_of, router_losses_of
+from fedmoe.models.router_losses import RouterLosses
+from fedmoe.schema import ExperimentConfig
 from fedmoe.training.device import resolve_device
 from fedmoe.training.pool import Pool, Samples
 
@@ -50,10 +51,15 @@ class Experiment:
         return cls(config, data, model, parameters_of(model), algorithm, device)
 
     @cached_property
+    def parts(self) -> tuple[Parameters, Parameters]:
+        """The initial parameters that travel, and those that are private; (1, ...) by name."""
+        whole = {name: value[None].to(self.device) for name, value in self.initial.items()}
+        return self.algorithm.split(self.model, whole)
+
+    @property
     def shared(self) -> Parameters:
         """The initial parameters that travel."""
-        private = self.algorithm.private_names(self)
-        return {name: value for name, value in self.initial.items() if name not in private}
+        return {name: value[0].cpu() for name, value in self.parts[0].items()}
 
     @cached_property
     def pool(self) -> Pool:
@@ -94,10 +100,10 @@ class Experiment:
             return np.arange(len(clients))
         return np.argsort(-self.data.parts["train"].counts_K[clients], kind="stable")
 
-    @property
-    def balance_weight(self) -> float:
-        """Weight of the router's load-balancing loss; 0 without a router."""
-        return self.config.model.balance_weight if isinstance(self.config.model, MoeConfig) else 0.0
+    @cached_property
+    def router_losses(self) -> RouterLosses:
+        """What a mixture adds to its loss; nothing without a router."""
+        return router_losses_of(self.config.model)
 
 
 @lru_cache(maxsize=2)

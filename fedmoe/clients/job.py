@@ -1,28 +1,33 @@
 """One cohort at work on one request: what local algorithms are made of.
 
-Letters: C clients of the cohort.
+Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.experts import held_rows, held_state, with_rows, with_state
 from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
-from fedmoe.messages.arrays import Stack
-from fedmoe.models import Parameters
+from fedmoe.messages.arrays import Records, Stack
+from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.profiling import section
 from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
-from fedmoe.training.terms import Term
+from fedmoe.training.terms import Prior, Term
+
+Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 @dataclass
@@ -34,11 +39,13 @@ class Job:
         request: what is asked.
         states: the clients' private arrays; changed by `finish` only, so that a cohort that
             fails half-way can be asked again.
+        told: records that an algorithm adds to the replies.
     """
 
     experiment: Experiment
     request: TrainRequest | EvaluateRequest
     states: States
+    told: Records = field(default_factory=dict)
     _kept: list[tuple[str, Parameters]] = field(default_factory=list)
 
     @property
@@ -58,30 +65,91 @@ class Job:
         Raises:
             ValueError: they are not the parameters that travel; private ones are refused, too.
         """
-        if self.request.params is None:
+        params, (shared, private) = self.request.params, self.experiment.parts
+        if params is None:
+            # Only who keeps a whole model can go on without being sent one.
+            if (shared and private) or self.request.experts is not None:
+                raise ValueError("no model was sent")
             return {}
-        params, shared = self.request.params, self.experiment.shared
-        expected = {name: value.shape for name, value in shared.items()}
-        shapes = {name: value.shape[1:] for name, value in params.items()}
+        held = () if self.experts is None else (self.experts.shape[1],)
+        expected = {name: (*held, *value.shape[1 + len(held) :]) for name, value in shared.items()}
+        shapes = {name: tuple(value.shape[1:]) for name, value in params.items()}
         if shapes != expected:
-            raise ValueError(f"the received model has shapes {shapes}, expected {expected}")
+            raise ValueError(f"the received model {_difference(shapes, expected)}")
         # Flower's FedOpt family sends float64 for a float32 model.
-        return {
-            name: params[name].to(self.experiment.device, like.dtype)
-            for name, like in shared.items()
-        }
+        return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
+
+    @cached_property
+    def experts(self) -> Tensor | None:
+        """(C, M) which of a mixture's experts the clients were sent; `None` for all.
+
+        Raises:
+            ValueError: there are none such, or they do not ascend.
+        """
+        index, model = self.request.experts, self.experiment.model
+        if index is None:
+            return None
+        if not isinstance(model, MixtureOfExperts):
+            raise ValueError("experts were sent for a model that has none")
+        most = model.num_experts
+        if any(value.shape[1] != most for value in self.experiment.parts[0].values()):
+            raise ValueError("experts were sent for a model whose experts do not all travel")
+        ascends = bool((index.diff(dim=1) > 0).all())
+        if not ascends or not index.shape[1] or bool((index < 0).any() | (index >= most).any()):
+            raise ValueError(f"experts {index[0].tolist()} must ascend and lie in 0..{most - 1}")
+        return index.to(self.experiment.device).expand(len(self.clients), -1)
+
+    def samples_of(self, part: Part) -> Samples:
+        """A part of the clients' data."""
+        return self.samples if part == "train" else self.experiment.samples(part, self.clients)
+
+    def expert_index(self, params: Parameters) -> Tensor:
+        """(C, M) which experts a mixture's parameters hold."""
+        if self.experts is not None:
+            return self.experts
+        count = next(iter(params.values())).shape[1]
+        index_E = torch.arange(count, device=self.experiment.device)
+        return index_E.expand(len(self.clients), count)
+
+    def model_of(self, params: Parameters) -> nn.Module:
+        """The model for some parameters: a mixture may have all of its experts, or fewer."""
+        model = self.experiment.model
+        if isinstance(model, MixtureOfExperts):
+            return model.like(next(iter(params.values())).shape[1])
+        return model
+
+    def each(self, params: Parameters) -> Parameters:
+        """(C, ...) of parameters some of which are (1, ...), as all have the same."""
+        count = len(self.clients)
+        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
 
     def start(self) -> Parameters:
         """The clients' models: what was received, and their own of all else."""
-        received = self.received
-        missing = [name for name in self.experiment.initial if name not in received]
-        params = {**self.own(MODEL, self.initial(missing)), **received}
-        return {name: params[name] for name in self.experiment.initial}
+        shared, private = self.experiment.parts
+        algorithm = self.experiment.algorithm
+        if not self.received:
+            return self.own(MODEL, algorithm.join(shared, private))
+        own = self.own(MODEL, private)
+        if self.experts is not None:
+            own = {name: held_rows(value, self.experts) for name, value in own.items()}
+        return algorithm.join(self.received, own)
 
-    def initial(self, names: Sequence[str]) -> Parameters:
-        """Initial parameters, (1, ...) by name."""
-        device = self.experiment.device
-        return {name: self.experiment.initial[name][None].to(device) for name in names}
+    def start_afresh(self) -> Parameters:
+        """What was received, with private parts as they are at first."""
+        private = self.experiment.parts[1]
+        if self.experts is not None:
+            private = {name: held_rows(value, self.experts) for name, value in private.items()}
+        return self.experiment.algorithm.join(self.received, private)
+
+    def private(self, params: Parameters) -> Parameters:
+        """What of the clients' models is theirs: the private parts, or all if none was sent."""
+        if not self.received:
+            return params
+        kept = self.experiment.algorithm.split(self.experiment.model, params)[1]
+        if self.experts is None:
+            return kept
+        whole = self.own(MODEL, self.experiment.parts[1])
+        return {name: with_rows(whole[name], self.experts, kept[name]) for name in kept}
 
     def own(self, key: str, default: Parameters) -> Parameters:
         """Private arrays, (C, ...) by name, or the default (1 or C, ...) for who has none."""
@@ -101,6 +169,10 @@ class Job:
         """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
         if arrays:
             self._kept.append((key, arrays))
+
+    def tell(self, key: str, arrays: Parameters) -> None:
+        """Add a record to the clients' replies, (C, ...) by name."""
+        self.told[key] = Stack(arrays)
 
     def finish(self, trained: Parameters) -> None:
         """Let the clients keep what is theirs.
@@ -132,7 +204,9 @@ class Job:
         epochs: int | None = None,
         frozen: frozenset[str] = frozenset(),
         terms: Sequence[Term] = (),
+        prior: Prior | None = None,
         optimizer: str | None = OPTIMIZER,
+        experts: Tensor | None = None,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
 
@@ -141,19 +215,26 @@ class Job:
             epochs: passes over the data; the configuration's if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
+            prior: on the parameters; the request's own comes first.
             optimizer: under which key the optimiser's state is kept, where it is kept; `None`
                 for one that begins afresh and is not kept.
+            experts: (C, M) which experts `params` holds; those that were sent if `None`.
         """
+        held = self.experts if experts is None else experts
         experiment = self.experiment
         kept = None if experiment.config.training.reset_optimizer else optimizer
-        cohort = self._cohort(params, epochs, frozen, terms, kept)
+        cohort = self._cohort(params, epochs, frozen, terms, prior, kept, held)
         with section("train"):
             trained = train_cohort(
-                experiment.model, experiment.data.task, self.samples.pool,
-                experiment.config.training, cohort, experiment.balance_weight,
+                self.model_of(params), experiment.data.task, self.samples.pool,
+                experiment.config.training, cohort, experiment.router_losses,
             )  # fmt: skip
-        if kept is not None:
-            self.keep(kept, trained.optimizer_state)
+        if kept is not None and trained.optimizer_state:
+            state = trained.optimizer_state
+            if held is not None:
+                fresh = self._fresh_state(params.keys() - frozen)
+                state = with_state(self.own(kept, fresh), held, state)
+            self.keep(kept, state)
         return trained
 
     def _cohort(
@@ -162,16 +243,20 @@ class Job:
         epochs: int | None,
         frozen: frozenset[str],
         terms: Sequence[Term],
+        prior: Prior | None,
         optimizer: str | None,
+        held: Tensor | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
-        wide = self._for_each(params)
-        asked, prior, insight = list[Term](), None, False
+        wide = self.each(params)
+        asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
             asked = guided_terms(self.experiment, request, self.samples, wide)
-            prior = guided_prior(self.experiment, request, self.samples.count_C)
+            prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
             insight = request.settings.payloads is not None
-        moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
+        state = None
+        if optimizer is not None:
+            state = self._optimizer_state(optimizer, wide.keys() - frozen, held)
         return Cohort(
             client_C=self.clients,
             rows_Cn=self.samples.rows_Cn,
@@ -181,32 +266,48 @@ class Job:
             round=request.settings.round,
             epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
             lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
-            optimizer_state=None if optimizer is None else self._optimizer_state(optimizer, moving),
+            optimizer_state=state,
             terms=[*asked, *terms],
             prior=prior,
+            federation=federation_load(self),
             wants_gradient_norms=insight,
             wants_optimizer_state=optimizer is not None,
             frozen=frozen,
         )
 
-    def _for_each(self, params: Parameters) -> Parameters:
-        """The same, (C, ...) by name; what all share takes no more memory."""
-        count = len(self.clients)
-        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
-
-    def _optimizer_state(self, key: str, moving: Parameters) -> Parameters | None:
+    def _optimizer_state(
+        self, key: str, moving: Set[str], held: Tensor | None
+    ) -> Parameters | None:
         """What the clients go on from; `None` if all begin."""
-        fresh = make_optimizer(self.experiment.config.training).initial_state(moving)
-        found = self.states.read(key, self.clients, fresh)
-        return found and {n: value.to(self.experiment.device) for n, value in found.items()}
+        found = self.states.read(key, self.clients, self._fresh_state(moving))
+        if found is None:
+            return None
+        found = {n: value.to(self.experiment.device) for n, value in found.items()}
+        return found if held is None else held_state(found, held)
+
+    def _fresh_state(self, moving: Set[str]) -> Parameters:
+        """The optimiser's, for some of the model's parameters with all experts; (1, ...)."""
+        initial = self.experiment.initial
+        whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
+        return make_optimizer(self.experiment.config.training).initial_state(whole)
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""
-        samples = self.experiment.samples(part, self.clients)
+        samples = self.samples_of(part)
         if any(len(value) > 1 for value in params.values()):  # not one model for everybody
-            params = self._for_each(params)
+            params = self.each(params)
         with section("evaluate"):
             return evaluate_cohort(
-                self.experiment.model, self.experiment.data.task, samples.pool, params,
+                self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
             )  # fmt: skip
+
+
+def _difference(shapes: Shapes, expected: Shapes) -> str:
+    """The first difference, in words."""
+    if missing := sorted(expected.keys() - shapes.keys()):
+        return f"lacks {', '.join(missing)}"
+    if extra := sorted(shapes.keys() - expected.keys()):
+        return f"has {', '.join(extra)}, which does not travel"
+    name = next(name for name in expected if shapes[name] != expected[name])
+    return f"has {name} of shape {shapes[name]}, expected {expected[name]}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance
@@ -26,12 +27,14 @@ class Settings(NamedTuple):
     Attributes:
         round: of the federation.
         proximal_mu: weight of FedProx's term.
+        prior_strength: of the private prior over a mixture's experts, in samples.
         payloads: what to put into the insight; `None` if no insight is wanted.
         prototype_min_count: classes with fewer samples send no prototype.
     """
 
     round: int = 0
     proximal_mu: float = 0.0
+    prior_strength: float = 1.0
     payloads: tuple[str, ...] | None = None
     prototype_min_count: int = 1
 
@@ -45,6 +48,7 @@ class TrainRequest:
         settings: the same for all.
         params: models to start from, (C, ...) by name or (1, ...) for one that all share; of
             what is not there, the clients go on with their own.
+        experts: (C, M) or (1, M) which experts `params` holds, ascending; all if `None`.
         guidance: what the MetaLearner told; empty if it told nothing.
         guidance_of: (C,) which of it each client was told.
         extras: further arrays that the clients' algorithm reads, by the key of their record;
@@ -54,6 +58,7 @@ class TrainRequest:
     clients: Ints
     settings: Settings
     params: Parameters | None = None
+    experts: Tensor | None = None
     guidance: Sequence[Guidance] = ()
     guidance_of: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     extras: Mapping[str, Parameters] = field(default_factory=dict)
@@ -67,8 +72,10 @@ class EvaluateRequest:
         clients: (C,) the clients' partitions.
         settings: the same for all; only the round matters.
         params: as in `TrainRequest`; without any, the clients' own models are scored.
+        experts: as in `TrainRequest`.
     """
 
     clients: Ints
     settings: Settings = field(default_factory=Settings)
     params: Parameters | None = None
+    experts: Tensor | None = None

@@ -20,11 +20,13 @@ class MessageCheck:
     Attributes:
         config: the limits.
         own_check: the strategy's `check_reply`, or `None`.
+        own_signature: the strategy's `reply_signature`, or `None` if arrays come back as sent.
     """
 
     def __init__(self, config: RuntimeBase, strategy: Strategy | None) -> None:
         self.config = config
         self.own_check = getattr(strategy, "check_reply", None)
+        self.own_signature = getattr(strategy, "reply_signature", None)
         self._known: dict[int, Signature] = {}
 
     def __call__(self, reply: Message, request: Message) -> int:
@@ -57,11 +59,12 @@ class MessageCheck:
         return size
 
     def expected(self, sent: object, key: str) -> Signature | None:
-        """Shapes and dtypes of the arrays that were sent, read once a record; `None` of others."""
+        """Shapes and dtypes that arrays must have, read once a record; `None` for others."""
         if key != words.ARRAYS or not isinstance(sent, ArrayRecord):
             return None
         if id(sent) not in self._known:
-            self._known[id(sent)] = signature_of(sent)
+            known = signature_of(sent)
+            self._known[id(sent)] = self.own_signature(known) if self.own_signature else known
         return self._known[id(sent)]
 
     def _check_counts(self, metrics: object, least: int) -> None:

@@ -100,6 +100,14 @@ class Replies(MessagesOnDemand):
         selected._made = made
         return selected
 
+    def has_arrays(self, key: str) -> bool:
+        """Whether there are replies, and all of them hold arrays under a key."""
+        return (
+            len(self) > 0
+            and all(isinstance(part.records.get(key), Stack) for part in self.parts)
+            and all(key in message.content.array_records for message in self.plain.values())
+        )
+
     def arrays(self, key: str = words.ARRAYS) -> Parameters:
         """The clients' arrays of one record, stacked: (C, ...) by name; not to be changed.
 

@@ -17,6 +17,9 @@ METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
+LOAD = "expert-load"  # how the experts are used: shares of samples, and mean probabilities
+EXPERTS = "experts"  # which experts of a mixture the arrays hold
+STRENGTHS = "strengths"  # validation losses by strength of a client's prior
 PROTOTYPES = "prototypes"
 
 NUM_EXAMPLES = "num-examples"
@@ -24,6 +27,7 @@ PARTITION_ID = "partition-id"
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"
+PRIOR_STRENGTH = "prior-strength"
 WANTED_PAYLOADS = "insight-payloads"  # names joined by commas; its presence asks for an insight
 PROTOTYPE_MIN_COUNT = "prototype-min-count"
 _VERSION = "schema_version"

@@ -1,7 +1,9 @@
 """Models: linear, MLP, mixture of experts, and those that users register."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,27 +19,67 @@ from fedmoe.models.base import (
     parameters_of,
     stacked_forward,
 )
+from fedmoe.models.experts import perceptron
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
+from fedmoe.models.router_losses import RouterLosses
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
+from fedmoe.models.routing import Routing, StepContext
 from fedmoe.registry import Registry
-from fedmoe.schema import LinearConfig, MlpConfig, ModelConfig, MoeConfig
+from fedmoe.schema import (
+    CustomModelConfig,
+    LinearConfig,
+    MlpConfig,
+    ModelConfig,
+    MoeConfig,
+)
 
 __all__ = [
+    "ClientRouter",
     "Forward",
     "Linear",
     "MixtureOfExperts",
     "Mlp",
     "ModelOutput",
     "Parameters",
+    "PriorRouter",
+    "Router",
+    "RouterLosses",
+    "Routing",
     "StackedModule",
+    "StepContext",
+    "build_mixture",
     "build_model",
     "parameters_of",
     "register",
+    "router_losses_of",
     "stacked_forward",
 ]
 
 Factory = Callable[..., nn.Module]
+_ROUTERS: dict[str, Callable[..., Router]] = {
+    "client": ClientRouter,
+    "ensemble": EnsembleRouter,
+    "expert_choice": ExpertChoiceRouter,
+    "loss_free": LossFreeRouter,
+    "noisy": NoisyRouter,
+    "prior": PriorRouter,
+    "rule": RuleRouter,
+    "softmax": SoftmaxRouter,
+    "switch": SwitchRouter,
+}
 REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 
 
@@ -45,7 +87,8 @@ def register(name: str) -> Callable[[Factory], Factory]:
     """Make a model of your own available as `model=custom model.factory=NAME`.
 
     The factory is called as `factory(task, **model.options)` and returns an `nn.Module` that
-    maps (B, D) to (B, O), or to a `ModelOutput`.
+    maps (B, D) to (B, O), or to a `ModelOutput`. The same factory makes the experts of a mixture
+    with `model=moe model.expert=NAME`, then with `model.expert_options`.
     """
     return REGISTRY.add(name)
 
@@ -54,32 +97,87 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     """Build a model with initial parameters drawn from `seed` alone.
 
     Raises:
-        ConfigError: `model.factory` names nothing registered.
+        ConfigError: `model.factory` or `model.expert` names nothing registered, or what it
+            makes does not fit; `model.combine` does not fit the task.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(config, LinearConfig):
-            return Linear(task.num_features, task.num_outputs)
-        if isinstance(config, MlpConfig):
-            return Mlp(task.num_features, config.hidden, task.num_outputs)
-        if isinstance(config, MoeConfig):
-            return MixtureOfExperts(
-                task.num_features,
-                task.num_outputs,
-                num_experts=config.num_experts,
-                top_k=config.top_k,
-                hidden=config.hidden,
-            )
-        return _custom(config.factory, task, config.options)
+        return _mixture(config, task) if isinstance(config, MoeConfig) else _single(config, task)
 
 
-def _custom(name: str, task: Task, options: dict[str, Any]) -> nn.Module:
-    factory = REGISTRY.find(name)
+def build_mixture(
+    config: ModelConfig,
+    task: Task,
+    seed: int,
+    *,
+    router: Router,
+    combine: Literal["outputs", "probabilities"],
+) -> MixtureOfExperts:
+    """A mixture of as many models as the router is for, each as configured.
+
+    Raises:
+        ConfigError: the configured model is a mixture itself, or cannot be built.
+    """
+    if isinstance(config, MoeConfig):
+        raise ConfigError(
+            "model=moe: this strategy makes a mixture of the model by itself; choose what each "
+            "expert is: model=linear, model=mlp or model=custom"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MixtureOfExperts(
+            task.num_features, task.num_outputs, experts=partial(_single, config, task),
+            num_experts=router.num_experts, router=router, combine=combine,
+        )  # fmt: skip
+
+
+def _single(config: LinearConfig | MlpConfig | CustomModelConfig, task: Task) -> nn.Module:
+    if isinstance(config, LinearConfig):
+        return Linear(task.num_features, task.num_outputs)
+    if isinstance(config, MlpConfig):
+        return Mlp(task.num_features, config.hidden, task.num_outputs)
+    return _custom("model.factory", config.factory, task, "model.options", config.options)
+
+
+def router_losses_of(config: ModelConfig) -> RouterLosses:
+    """What training adds to the loss of a model for its router's sake."""
+    if not isinstance(config, MoeConfig):
+        return RouterLosses()
+    return RouterLosses(**asdict(config.losses))
+
+
+def _mixture(config: MoeConfig, task: Task) -> MixtureOfExperts:
+    if config.combine == "probabilities" and task.kind != "classification":
+        raise ConfigError(
+            f"model.combine=probabilities: needs classes, but the task is {task.kind}; "
+            "use model.combine=outputs"
+        )
+    experts = perceptron(task.num_features, config.hidden, task.num_outputs)
+    if (name := config.expert) is not None:
+        experts = partial(
+            _custom, "model.expert", name, task, "model.expert_options", config.expert_options
+        )
+    return MixtureOfExperts(
+        task.num_features, task.num_outputs, experts=experts, num_experts=config.num_experts,
+        router=_router(config), combine=config.combine,
+    )  # fmt: skip
+
+
+def _router(config: MoeConfig) -> Router:
+    """The router that `model.router` describes: its class has the same keys."""
+    keys = asdict(config.router)
+    return _ROUTERS[keys.pop("name")](num_experts=config.num_experts, **keys)
+
+
+def _custom(
+    key: str, name: str, task: Task, options_key: str, options: dict[str, Any]
+) -> nn.Module:
+    factory = REGISTRY.find(name, key)
     try:
         model: nn.Module = factory(task, **options)
     except TypeError as error:
-        raise ConfigError(f"model.options={options}: {error}") from error
-    _check_outputs(name, model, task)
+        raise ConfigError(f"{options_key}={options}: {error}") from error
+    _check_outputs(f"{key}={name}", model, task)
     return model
 
 
@@ -90,7 +188,7 @@ def _check_outputs(name: str, model: nn.Module, task: Task) -> None:
         ConfigError: it has no parameters, cannot take the inputs, or gives another shape.
     """
     if not list(model.parameters()):
-        raise ConfigError(f"model.factory={name}: the model has no parameters to train")
+        raise ConfigError(f"{name}: the model has no parameters to train")
     samples = torch.zeros(2, task.num_features)
     try:
         with torch.no_grad():
@@ -98,9 +196,9 @@ def _check_outputs(name: str, model: nn.Module, task: Task) -> None:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"model.factory={name}: cannot take inputs of shape {tuple(samples.shape)}: {reason}"
+            f"{name}: cannot take inputs of shape {tuple(samples.shape)}: {reason}"
         ) from error
     if shape != (2, task.num_outputs):
         raise ConfigError(
-            f"model.factory={name}: gives {shape} for two samples, expected {(2, task.num_outputs)}"
+            f"{name}: gives {shape} for two samples, expected {(2, task.num_outputs)}"
         )

@@ -9,15 +9,18 @@ Letters: C clients (the leading axis, absent for one client), B batch, D feature
 F width of the representation, E experts.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedmoe.errors import ConfigError
+from fedmoe.models.routing import Routing, StepContext
 
 Parameters = dict[str, Tensor]
+
+_ROUTING = "routing."
 
 
 class ModelOutput(NamedTuple):
@@ -26,29 +29,45 @@ class ModelOutput(NamedTuple):
     Attributes:
         y: (..., B, O) logits or predictions.
         features: (..., B, F) the representation that the last layer sees.
-        gate_probs: (..., B, E) router probabilities, or `None` without a router.
-        gate_chosen: (..., B, E) 1 where the router chose the expert, or `None`.
+        routing: the router's decision, or `None` without a router.
+        answers: (..., E, O, B) what each expert says, or `None`.
     """
 
     y: Tensor
     features: Tensor
-    gate_probs: Tensor | None = None
-    gate_chosen: Tensor | None = None
+    routing: Routing | None = None
+    answers: Tensor | None = None
 
 
-Forward = Callable[[Mapping[str, Tensor], Tensor], ModelOutput]
+class Forward(Protocol):
+    """A model as a function."""
+
+    def __call__(
+        self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
+    ) -> ModelOutput:
+        """See `StackedModule.apply_parameters`."""
+        ...
 
 
 class StackedModule(nn.Module):
-    """A module whose forward pass takes stacked parameters as well as its own."""
+    """A module whose forward pass takes stacked parameters as well as its own.
 
-    def apply_parameters(self, params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
+    Attributes:
+        draws: whether it may draw from torch's own generator, as dropout does.
+    """
+
+    draws = False
+
+    def apply_parameters(
+        self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
+    ) -> ModelOutput:
         """Run the model with the given parameters.
 
         Args:
             params: this module's parameters by name, either all with a leading client axis
                 C or all without.
             x: (C, B, D) with stacked parameters; (B, D) or (D,) without.
+            context: of a training step, for routers; `None` at evaluation.
         """
         raise NotImplementedError
 
@@ -77,22 +96,38 @@ def stacked_forward(model: nn.Module) -> Forward:
     # Imported here: the first use of torch.func loads parts that built-in models do without.
     from torch.func import functional_call, vmap
 
-    def one_client(params: Parameters, x: Tensor) -> dict[str, Tensor]:
-        output = as_output(functional_call(model, params, (x,)))
-        # Only the parts that there are: vmap cannot return `None`.
-        return {name: part for name, part in output._asdict().items() if part is not None}
+    def one_client(params: Parameters, x: Tensor) -> Parameters:
+        return _parts(as_output(functional_call(model, params, (x,))))
 
     # Dropout draws differently for each client, as it would one by one.
     stacked = vmap(one_client, randomness="different")
 
-    def forward(params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
+    def forward(
+        params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
+    ) -> ModelOutput:
+        del context  # a user's module knows of none
         if len(x) > 1:
-            return ModelOutput(**stacked(dict(params), x))
+            return _output(stacked(dict(params), x))
         # A single client needs no vmap, so a module that vmap cannot take runs one by one.
         parts = one_client({name: p[0] for name, p in params.items()}, x[0])
-        return ModelOutput(**{name: part[None] for name, part in parts.items()})
+        return _output({name: part[None] for name, part in parts.items()})
 
     return forward
+
+
+def _parts(output: ModelOutput) -> Parameters:
+    """The tensors that there are, by name: vmap can return neither `None` nor a class."""
+    parts = output._asdict()
+    if (routing := parts.pop("routing")) is not None:
+        parts |= {f"{_ROUTING}{name}": part for name, part in routing._asdict().items()}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _output(parts: Parameters) -> ModelOutput:
+    """The output of which these are the parts."""
+    routed = {name.removeprefix(_ROUTING): p for name, p in parts.items() if _ROUTING in name}
+    plain: dict[str, Any] = {name: p for name, p in parts.items() if _ROUTING not in name}
+    return ModelOutput(**plain, routing=Routing(**routed) if routed else None)
 
 
 def as_output(result: ModelOutput | Tensor) -> ModelOutput:

@@ -1,135 +1,178 @@
-"""Mixture of experts under a softmax top-k router.
+"""Mixture of experts: a router, E experts of one kind, and a way to combine their answers.
 
-Letters: C clients, B batch, D features, O outputs, E experts, H hidden width of an expert,
-J = E H.
+Every parameter has the expert axis first: `experts.NAME` is the expert module's own parameter
+NAME, E times, and the router's rows are its experts'. Experts that were not chosen for a sample
+have weight 0, so they neither answer nor learn.
 
-The experts' first layers are one wide affine map, and the gate-weighted sum of their second
-layers is another (sum_e g_e W_e h_e = [W_1 .. W_E] [g_1 h_1 .. g_E h_E]): two batched matrix
-products for any number of experts and clients. Experts that were not chosen have weight 0, so
-they neither answer nor learn.
+Letters: C clients (the leading axis, absent for one client), B batch, D features, O outputs,
+E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedmoe.models.base import ModelOutput, Parameters, affine, uniform_parameter
-from fedmoe.models.routers import Routing, behind_softmax, softmax_top_k
-from fedmoe.models.written import WrittenModule, accumulate, behind_relu
+from fedmoe.models.base import ModelOutput, Parameters, StackedModule
+from fedmoe.models.combining import COMBINE, Combine, Mixed
+from fedmoe.models.experts import Experts, ParameterTree, stack_of
+from fedmoe.models.routers import Router
+from fedmoe.models.routing import Routing, StepContext
+from fedmoe.models.written import Pass, WrittenModule
 
 
 class MixtureOfExperts(WrittenModule):
-    """E experts, linear (H = 0) or with one hidden layer, mixed by a linear gate.
+    """E experts under a router.
 
-    The representation is the gate-weighted mean of the experts' hidden layers, or the input
-    for linear experts.
+    The representation is the weighted mean of the experts' representations, or the input for
+    linear experts.
+
+    Attributes:
+        num_experts: E.
+        rule: the router; its parameters are in `router`.
+        combine: how the answers are combined.
     """
 
     def __init__(
-        self, num_features: int, num_outputs: int, *, num_experts: int, top_k: int, hidden: int
+        self,
+        num_features: int,
+        num_outputs: int,
+        *,
+        experts: Callable[[], nn.Module],
+        num_experts: int,
+        router: Router,
+        combine: Literal["outputs", "probabilities"] = "outputs",
     ) -> None:
+        """Make the parameters; each expert and the router by draws of its own.
+
+        Args:
+            num_features: D.
+            num_outputs: O.
+            experts: makes one expert, which maps (B, D) to (B, O).
+            num_experts: E.
+            router: for as many experts.
+            combine: see `fedmoe.models.combining`; `probabilities` is for classification.
+
+        Raises:
+            ConfigError: an expert has buffers or frozen parameters.
+            ValueError: the router is for another number of experts.
+        """
         super().__init__()
-        self.num_experts, self.top_k, self.hidden = num_experts, top_k, hidden
-        self.gate_weight = uniform_parameter(num_experts, num_features, fan_in=num_features)
-        self.gate_bias = uniform_parameter(num_experts, fan_in=num_features)
-        width = hidden or num_features
-        if hidden:
-            shape = (num_experts, hidden)
-            self.hidden_weight = uniform_parameter(*shape, num_features, fan_in=num_features)
-            self.hidden_bias = uniform_parameter(*shape, fan_in=num_features)
-        self.expert_weight = uniform_parameter(num_experts, num_outputs, width, fan_in=width)
-        self.expert_bias = uniform_parameter(num_experts, num_outputs, fan_in=width)
+        if router.num_experts != num_experts:
+            raise ValueError(
+                f"a router for {router.num_experts} experts, but there are {num_experts}"
+            )
+        self.num_outputs, self.num_experts = num_outputs, num_experts
+        self.rule, self.combine = router, combine
+        modules = [experts() for _ in range(num_experts)]
+        self.router = ParameterTree(router.parameters(num_features))
+        self.experts = ParameterTree(stack_of(modules))
+        self._kind = Experts(modules[0], num_experts)
+        self.draws = not isinstance(modules[0], StackedModule) or modules[0].draws
+        self._names = {
+            part: {name: f"{part}.{name}" for name, _ in getattr(self, part).named_parameters()}
+            for part in ("router", "experts")
+        }
 
-    def apply_parameters(self, params: Mapping[str, Tensor], x: Tensor) -> ModelOutput:
+    def like(self, num_experts: int) -> "MixtureOfExperts":
+        """The same mixture with fewer experts, for parameters that are handed in."""
+        if num_experts == self.num_experts:
+            return self
+        fewer = copy(self)
+        fewer.num_experts = num_experts
+        fewer.rule = self.rule.of(num_experts)
+        fewer._kind = Experts(self._kind.prototype, num_experts)
+        return fewer
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the experts as well, which may have dropout."""
+        self._kind.prototype.train(mode)
+        return super().train(mode)
+
+    def apply_parameters(
+        self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
+    ) -> ModelOutput:
         """See `StackedModule`: (..., B, D) to (..., B, O)."""
-        routing = softmax_top_k(affine(x, params["gate_weight"], params["gate_bias"]), self.top_k)
-        if self.hidden:
-            inner = affine(
-                x, params["hidden_weight"].flatten(-3, -2), params["hidden_bias"].flatten(-2)
-            ).relu()
-            experts = inner.reshape(*x.shape[:-1], self.num_experts, self.hidden)
-        else:
-            experts = x.unsqueeze(-2).expand(*x.shape[:-1], self.num_experts, x.shape[-1])
-        weighted = routing.weight.unsqueeze(-1) * experts
-        # (.., E, O, H) to (.., O, E H): the experts' last layers side by side.
-        side_by_side = params["expert_weight"].movedim(-3, -2).flatten(-2)
-        bias = routing.weight @ params["expert_bias"]
-        y = torch.matmul(weighted.flatten(-2), side_by_side.mT) + bias
-        features = weighted.sum(dim=-2) if self.hidden else x
-        return ModelOutput(y, features, routing.probs, routing.chosen)
+        if x.dim() == 1:
+            return _first_sample(self.apply_parameters(params, x.unsqueeze(0), context))
+        routing = self.rule.route(self._own("router", params), x, context)
+        answers = self._kind.run(self._own("experts", params), x)
+        y = COMBINE[self.combine].mix(answers.y, routing.weight).y.mT
+        features = x
+        if answers.features is not None:
+            features = torch.einsum("...eb,...ebf->...bf", routing.weight, answers.features)
+        return ModelOutput(y, features, routing, answers.y)
 
-    def written_pass(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> "_Pass":
-        """See `WrittenModule`. Each expert answers for itself, which saves the wide mixture."""
-        logits_CEB = torch.baddbmm(
-            params["gate_bias"].unsqueeze(2), params["gate_weight"], x_CBD.mT
-        )
-        routing = softmax_top_k(logits_CEB, self.top_k, dim=1)
-        weight_CEOH, bias_CEO = params["expert_weight"], params["expert_bias"]
-        hidden = None
-        if self.hidden:
-            first_CJD = params["hidden_weight"].flatten(1, 2)
-            bias_CJ1 = params["hidden_bias"].flatten(1).unsqueeze(2)
-            hidden = torch.baddbmm(bias_CJ1, first_CJD, x_CBD.mT).relu_()
-            hidden = hidden.view(-1, self.hidden, hidden.shape[2])
-            answers = torch.baddbmm(
-                bias_CEO.flatten(0, 1).unsqueeze(2), weight_CEOH.flatten(0, 1), hidden
-            )
-        else:
-            answers = torch.baddbmm(
-                bias_CEO.flatten(1).unsqueeze(2), weight_CEOH.flatten(1, 2), x_CBD.mT
-            )
-        answers_CEOB = answers.view(*bias_CEO.shape, -1)
-        y_COB = (answers_CEOB * routing.weight.unsqueeze(2)).sum(dim=1)
-        return _Pass(params, x_CBD, routing, hidden, answers_CEOB, y_COB)
+    def knows_derivative(self) -> bool:
+        """See `WrittenModule`: where the experts and the router do."""
+        return self._kind.kernel is not None and self.rule.knows_derivative()
+
+    def written_pass(
+        self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
+    ) -> "_Pass":
+        """See `WrittenModule`."""
+        assert self._kind.kernel is not None
+        routing = self.rule.route(self._own("router", params), x_CBD, context)
+        answers = self._kind.kernel(self._own("experts", params), x_CBD)
+        combine = COMBINE[self.combine]
+        mixed = combine.mix(answers.y_COB, routing.weight)
+        return _Pass(self, combine, x_CBD, routing, answers, mixed)
+
+    def route(self, params: Mapping[str, Tensor], x: Tensor) -> Routing:
+        """What the router decides for (..., B, D), as at evaluation."""
+        return self.rule.route(self._own("router", params), x)
+
+    def answers(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> tuple[Tensor, Tensor]:
+        """What the experts say one by one, and the gate without anything private to a client.
+
+        Returns:
+            (C, E, O, B) outputs of each expert, and (C, E, B) the logits of the gate without
+            prior or assignment; zero without a gate.
+        """
+        own = self._own("experts", params)
+        kernel = self._kind.kernel
+        y_CEOB = kernel(own, x_CBD).y_COB if kernel else self._kind.run(own, x_CBD).y
+        return y_CEOB, self.rule.shared_logits(self._own("router", params), x_CBD)
+
+    def _own(self, part: str, params: Mapping[str, Tensor]) -> Parameters:
+        """The parameters of the router or of the experts, by their own names."""
+        return {name: params[full] for name, full in self._names[part].items()}
+
+
+def _first_sample(output: ModelOutput) -> ModelOutput:
+    """An output for (1, D) as one for (D,)."""
+    assert output.routing is not None
+    assert output.answers is not None
+    weight, probs, chosen, logits = (part.squeeze(-1) for part in output.routing[:4])
+    demand = output.routing.demand
+    routing = Routing(weight, probs, chosen, logits, None if demand is None else demand.squeeze(-1))
+    y, features = output.y.squeeze(-2), output.features.squeeze(-2)
+    return ModelOutput(y, features, routing, output.answers.squeeze(-1))
 
 
 @dataclass(slots=True)
 class _Pass:
-    """`hidden` is (C E, H, B), or `None` for linear experts."""
+    """`answers.y_COB` is (C, E, O, B)."""
 
-    params: Mapping[str, Tensor]
+    model: MixtureOfExperts
+    combine: Combine
     x_CBD: Tensor
     routing: Routing
-    hidden: Tensor | None
-    answers_CEOB: Tensor
-    y_COB: Tensor
+    answers: Pass
+    mixed: Mixed
 
     @property
-    def probs_CEB(self) -> Tensor:
-        return self.routing.probs
-
-    @property
-    def chosen_CEB(self) -> Tensor:
-        return self.routing.chosen
+    def y_COB(self) -> Tensor:
+        return self.mixed.y
 
     def backward(
-        self, y_grad_COB: Tensor, probs_grad_CEB: Tensor | None, into: Parameters, keep: float
+        self, y_grad_COB: Tensor, logits_grad_CEB: Tensor | None, into: Parameters, keep: float
     ) -> None:
-        mix_CEB, y_grad_C1OB = self.routing.weight, y_grad_COB.unsqueeze(1)
-        answers_grad = y_grad_C1OB * mix_CEB.unsqueeze(2)
-        self._experts_backward(answers_grad, into, keep)
-        accumulate(into["expert_bias"], answers_grad.sum(dim=3), keep)
-        logits_grad = behind_softmax((self.answers_CEOB * y_grad_C1OB).sum(dim=2), mix_CEB)
-        if probs_grad_CEB is not None:
-            logits_grad += behind_softmax(probs_grad_CEB, self.routing.probs)
-        into["gate_weight"].baddbmm_(logits_grad, self.x_CBD, beta=keep)
-        accumulate(into["gate_bias"], logits_grad.sum(dim=2), keep)
-
-    def _experts_backward(self, grad_CEOB: Tensor, into: Parameters, keep: float) -> None:
-        """Everything of the experts but the bias of their last layer."""
-        last = into["expert_weight"]
-        if self.hidden is None:
-            last.view(len(last), -1, last.shape[-1]).baddbmm_(
-                grad_CEOB.flatten(1, 2), self.x_CBD, beta=keep
-            )
-            return
-        grad = grad_CEOB.flatten(0, 1)
-        below = torch.bmm(self.params["expert_weight"].flatten(0, 1).mT, grad)
-        behind_relu(below, self.hidden)
-        last.view(-1, *last.shape[2:]).baddbmm_(grad, self.hidden.mT, beta=keep)
-        first, bias = into["hidden_weight"], into["hidden_bias"]
-        below = below.view(len(first), -1, below.shape[-1])
-        first.view(len(first), -1, first.shape[-1]).baddbmm_(below, self.x_CBD, beta=keep)
-        accumulate(bias.view(len(bias), -1), below.sum(dim=2), keep)
+        answers_grad, weight_grad = self.combine.behind(self.mixed, self.routing.weight, y_grad_COB)
+        model, rule = self.model, self.model.rule
+        self.answers.backward(answers_grad, None, model._own("experts", into), keep)
+        logits_grad = rule.behind(self.routing, weight_grad, logits_grad_CEB)
+        rule.add_gradient(logits_grad, self.x_CBD, model._own("router", into), keep)

@@ -7,13 +7,14 @@ in this layout. Whoever has no pass of this kind goes through autograd.
 Letters: C clients, B batch, D features, O outputs, E experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedmoe.models.base import Parameters, StackedModule
+from fedmoe.models.routing import Routing, StepContext
 
 
 class Pass(Protocol):
@@ -25,23 +26,18 @@ class Pass(Protocol):
         ...
 
     @property
-    def probs_CEB(self) -> Tensor | None:
-        """Router probabilities, `None` without a router."""
-        ...
-
-    @property
-    def chosen_CEB(self) -> Tensor | None:
-        """1 where the router chose the expert, else 0; `None` without a router."""
+    def routing(self) -> Routing | None:
+        """The router's decision, `None` without a router."""
         ...
 
     def backward(
-        self, y_grad_COB: Tensor, probs_grad_CEB: Tensor | None, into: Parameters, keep: float
+        self, y_grad_COB: Tensor, logits_grad_CEB: Tensor | None, into: Parameters, keep: float
     ) -> None:
         """`into <- keep * into + gradient`; what `into` held is not read where `keep` is 0.
 
         Args:
             y_grad_COB: gradient of a scalar by `y_COB`.
-            probs_grad_CEB: its gradient by `probs_CEB` beyond what goes through `y_COB`.
+            logits_grad_CEB: its gradient by `routing.logits` beyond what goes through `y_COB`.
             into: contiguous tensors by parameter name; may be the very parameters of the pass,
                 which is then spent.
             keep: see above.
@@ -49,15 +45,28 @@ class Pass(Protocol):
         ...
 
 
-Kernel = Callable[[Mapping[str, Tensor], Tensor], Pass]
+class Kernel(Protocol):
+    """A model's written pass as a function."""
+
+    def __call__(
+        self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None, /
+    ) -> Pass:
+        """See `WrittenModule.written_pass`."""
+        ...
 
 
 class WrittenModule(StackedModule):
     """A stacked module with a written derivative."""
 
-    def written_pass(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> Pass:
+    def written_pass(
+        self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
+    ) -> Pass:
         """Run stacked parameters outside autograd: the numbers of `apply_parameters`."""
         raise NotImplementedError
+
+    def knows_derivative(self) -> bool:
+        """Whether `written_pass` serves: it may hang on parts that a user chose."""
+        return True
 
 
 def kernel_of(model: nn.Module) -> Kernel | None:
@@ -66,9 +75,9 @@ def kernel_of(model: nn.Module) -> Kernel | None:
     A subclass that changes `apply_parameters` alone has lost its written pass: it would be that
     of another model.
     """
-    if isinstance(model, WrittenModule) and is_written(model, "written_pass", "apply_parameters"):
-        return model.written_pass
-    return None
+    if not isinstance(model, WrittenModule) or not model.knows_derivative():
+        return None
+    return model.written_pass if is_written(model, "written_pass", "apply_parameters") else None
 
 
 def is_written(thing: object, derivative: str, of: str) -> bool:

@@ -76,6 +76,68 @@ class FedAdamConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedEmConfig(StrategyBase):
+    """FedEM (arXiv 2108.10252): every client a mixture of its own of shared components.
+
+    Attributes:
+        num_components: M, each a model as configured.
+    """
+
+    name: Literal["fedem"]
+    num_components: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class IfcaConfig(StrategyBase):
+    """IFCA (arXiv 2006.04088): each client trains the best of K models.
+
+    Attributes:
+        num_clusters: K, each a model as configured.
+        restarts: starts that are tried, one after the other; 1 for just one.
+        restart_rounds: how many rounds each is tried, if there are several.
+    """
+
+    name: Literal["ifca"]
+    num_clusters: Count
+    restarts: Count
+    restart_rounds: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedMoeConfig(StrategyBase):
+    """A federated mixture of experts, averaged expert by expert.
+
+    Attributes:
+        num_experts: E of the mixture that is made of the model; `model=moe` brings its own.
+        gate: `prior` (a gate that all share, under a private prior over the experts), `shared`
+            or `local` (private).
+        warm_up_rounds: rounds of a single model, out of which the experts are then made; 0
+            starts with experts at random.
+        gate_from: first round in which the gate of `prior` is trained.
+        gate_decay: precision of a Gaussian prior at 0 on the gate's weights, as a weight decay.
+        strengths: how many samples spread evenly over the experts a client's prior is held by;
+            of several, the federation chooses by its validation data.
+        class_strength: the same for a private bias by shares of classes; `None` for no bias.
+    """
+
+    name: Literal["fedmoe"]
+    num_experts: Count
+    gate: Literal["prior", "shared", "local"]
+    warm_up_rounds: Annotated[int, Field(ge=0)]
+    gate_from: Count
+    gate_decay: NonNegative
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    class_strength: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LocalGlobalConfig(StrategyBase):
+    """A global and a local expert under a local gate (arXiv 2010.02056)."""
+
+    name: Literal["local_global"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DittoConfig(StrategyBase):
     """FedAvg, and a private model at each client that is held near to it (arXiv 2012.04221).
 
@@ -163,6 +225,10 @@ StrategyConfig = Annotated[
     | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
+    | FedEmConfig
+    | IfcaConfig
+    | FedMoeConfig
+    | LocalGlobalConfig
     | DittoConfig
     | FedRepConfig
     | FedProtoConfig

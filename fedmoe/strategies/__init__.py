@@ -8,6 +8,7 @@ from typing import Any
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedmoe.clients.algorithms import initial_shared
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
@@ -22,35 +23,46 @@ from fedmoe.schema import (
     FedAdamConfig,
     FedAvgConfig,
     FedAvgFineTuneConfig,
+    FedEmConfig,
+    FedMoeConfig,
     FedProtoConfig,
     FedProxConfig,
     FedRepConfig,
+    IfcaConfig,
     InsightConfig,
     LocalConfig,
+    LocalGlobalConfig,
     StockConfig,
-    StrategyConfig,
 )
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
+from fedmoe.strategies.fedem import FedEm
+from fedmoe.strategies.fedmoe import FedMoE
 from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
+from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange
 from fedmoe.strategies.local import Local
+from fedmoe.strategies.local_global import LocalGlobal
 
 __all__ = [
     "Ditto",
     "FedAdam",
     "FedAvg",
     "FedAvgFineTune",
+    "FedEm",
+    "FedMoE",
     "FedProto",
     "FedProx",
     "FedRep",
+    "Ifca",
     "InsightExchange",
     "Local",
+    "LocalGlobal",
     "StackedFedAvg",
     "build_strategy",
     "register",
@@ -89,7 +101,7 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
         return _construct(_stock_class(chosen.class_name), chosen.options, extra)
     if isinstance(chosen, CustomStrategyConfig):
         return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
-    return _OURS[type(chosen)](**_server_options(chosen), **common)
+    return _OURS[type(chosen)](**_server_options(config, task), **common)
 
 
 # What a strategy's file calls for; the client's side of each is in `fedmoe.clients.algorithms`.
@@ -99,17 +111,29 @@ _OURS: dict[type, Factory] = {
     FedAvgFineTuneConfig: FedAvgFineTune,
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
+    FedEmConfig: FedEm,
+    FedMoeConfig: FedMoE,
+    IfcaConfig: Ifca,
+    LocalGlobalConfig: LocalGlobal,
     DittoConfig: Ditto,
     FedRepConfig: FedRep,
 }
 
 
-def _server_options(chosen: StrategyConfig) -> dict[str, Any]:
-    """The keys of a strategy's configuration that its server-side class takes."""
+def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
+    """What a strategy's server-side class takes besides seed and sampling."""
+    chosen = config.strategy
     if isinstance(chosen, FedProxConfig):
         return {"proximal_mu": chosen.proximal_mu}
     if isinstance(chosen, FedAdamConfig):
         return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
+    if isinstance(chosen, FedMoeConfig):
+        strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
+        return {"warm_up_rounds": chosen.warm_up_rounds, "strengths": strengths}
+    if isinstance(chosen, IfcaConfig):
+        seeds = [config.seed + restart for restart in range(1, chosen.restarts)]
+        starts = [initial_shared(config, task, seed) for seed in seeds]
+        return {"starts": starts, "restart_rounds": chosen.restart_rounds}
     return {}
 
 

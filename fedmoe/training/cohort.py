@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, StackedModule
+from fedmoe.models.router_losses import FederationLoad, RouterLosses
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import Schedule, hash_keys, make_schedule, steps_per_epoch
 from fedmoe.training.chunks import capacity, even_chunks
@@ -30,6 +31,8 @@ from fedmoe.training.optimizers import Optimizer, make_optimizer
 from fedmoe.training.pool import Pool
 from fedmoe.training.steps import Batch, Differentiate, differentiation
 from fedmoe.training.terms import Prior, Term, copy_rows, take, take_first, take_rows
+
+_NO_LOSSES = RouterLosses()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Cohort:
         optimizer_state: state to go on from; fresh if `None`.
         terms: what is added to the loss.
         prior: a prior on the parameters, or `None`.
+        federation: how the federation used its experts, for `RouterLosses`, or `None`.
         wants_gradient_norms: whether `Trained.mean_grad_C` and `std_grad_C` are to be computed.
         wants_optimizer_state: whether `Trained.optimizer_state` is to be kept.
         frozen: names of parameters that are used but do not move.
@@ -64,6 +68,7 @@ class Cohort:
     optimizer_state: Parameters | None = None
     terms: Sequence[Term] = ()
     prior: Prior | None = None
+    federation: FederationLoad | None = None
     wants_gradient_norms: bool = True
     wants_optimizer_state: bool = True
     frozen: frozenset[str] = frozenset()
@@ -84,6 +89,8 @@ class Cohort:
             optimizer_state=None if state is None else take(state, rows),
             terms=[term.take(rows) for term in self.terms],
             prior=None if self.prior is None else self.prior.take(rows),
+            federation=self.federation
+            and FederationLoad(*(take_rows(value, rows) for value in self.federation)),
         )
 
 
@@ -114,7 +121,7 @@ def train_cohort(
     pool: Pool,
     config: TrainingConfig,
     cohort: Cohort,
-    balance_weight: float = 0.0,
+    router_losses: RouterLosses = _NO_LOSSES,
 ) -> Trained:
     """Train each client of the cohort on its own rows.
 
@@ -126,7 +133,7 @@ def train_cohort(
         pool: where the rows lie, and on which device to train.
         config: optimiser, batch size and most clients to stack at once.
         cohort: the clients; left as it was.
-        balance_weight: weight of the router's load-balancing loss.
+        router_losses: what a mixture adds to its loss.
     """
     steps_C = steps_per_epoch(cohort.count_C, config.batch_size) * cohort.epochs_C
     # By steps, so that whoever has finished drops off; by samples, so that little is padded.
@@ -135,13 +142,13 @@ def train_cohort(
     params = {name: copy_rows(value, index) for name, value in cohort.params.items()}
     most = capacity(params, pool, config.batch_size, config.cohort_size)
     draws: AbstractContextManager[None] = nullcontext()
-    if not isinstance(model, StackedModule):  # a user's module may have dropout
+    if not isinstance(model, StackedModule) or model.draws:
         draws = _seeded(cohort, pool.device)
     parts: list[_Rest] = []
     with draws:
         for chunk in even_chunks(len(order), most):
             part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
-            differentiate = differentiation(model, task, part.terms, balance_weight)
+            differentiate = differentiation(model, task, part.terms, router_losses)
             trainer = _Trainer(differentiate, pool, make_optimizer(config), config.batch_size)
             parts.append(trainer.train(part))
     back = torch.from_numpy(order.argsort()).to(pool.device)
@@ -208,6 +215,8 @@ class _Trainer:
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
         width_S = schedule.samples_SC.max(axis=1, initial=0)
+        key_SC = torch.from_numpy(_step_keys(cohort, len(width_S))).to(like.device)
+        federation = cohort.federation
         loss_SC = like.new_zeros(schedule.samples_SC.shape)
         norm_SC = torch.zeros_like(loss_SC) if cohort.wants_gradient_norms else None
         active = -1
@@ -216,8 +225,11 @@ class _Trainer:
                 active = int(now)
                 views, state_views = take_first(cohort.params, active), take_first(state, active)
                 moves = take_first(moving, active)
+                if cohort.federation is not None:
+                    federation = FederationLoad(*(v[:active] for v in cohort.federation))
             x, target = self.pool.batch(rows_SCB[step, :active, :width])
-            batch = Batch(x, target, weight_SCB[step, :active, :width])
+            weight = weight_SCB[step, :active, :width]
+            batch = Batch(x, target, weight, key_SC[step, :active], federation)
             loss_SC[step, :active], gradient = self.differentiate(views, batch)
             if norm_SC is not None or cohort.frozen:
                 found = Found({n: g for n, g in gradient.tensors().items() if n in moves})
@@ -229,6 +241,12 @@ class _Trainer:
                 cohort.prior.pull(moves, cohort.lr_C[:active])
         kept = state if cohort.wants_optimizer_state else {}
         return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
+
+
+def _step_keys(cohort: Cohort, steps: int) -> Ints:
+    """(S, C) keys for a router's draws: a client's own, whoever else is in the cohort."""
+    step_S1 = np.arange(steps)[:, None]
+    return hash_keys(cohort.seed, cohort.round, cohort.client_C, step_S1).view(np.int64)
 
 
 def _summarise(

@@ -68,7 +68,8 @@ def evaluate_cohort(
             x, target = x.flatten(0, 1).unsqueeze(0), target.flatten(0, 1).unsqueeze(0)
         y_COB = predict(own if shared else take(own, index), x)
         scores_3Cn = _sample_scores(task, y_COB, target).view(3, *real_Cn.shape)
-        totals_3C[:, index] = (scores_3Cn * real_Cn).sum(dim=2)
+        # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+        totals_3C[:, index] = scores_3Cn.where(real_Cn, 0.0).sum(dim=2)
     size_C = torch.from_numpy(np.maximum(count_C, 1)).to(totals_3C)
     loss_C, correct_C, uncertainty_C = totals_3C / size_C
     if task.kind == "regression":

@@ -64,27 +64,27 @@ class Written:
         params: the parameters of the pass, client axis first.
         run: the forward pass.
         y_grad_COB: gradient of the loss by its output.
-        probs_grad_CEB: gradient by the router's probabilities, or `None`.
+        logits_grad_CEB: gradient by the router's logits beyond that of its output, or `None`.
     """
 
     params: Mapping[str, Tensor]
     run: Pass
     y_grad_COB: Tensor
-    probs_grad_CEB: Tensor | None
+    logits_grad_CEB: Tensor | None
 
     def tensors(self) -> Parameters:
         """See `Gradient`; these are the caller's to change."""
         found = {name: torch.empty_like(value) for name, value in self.params.items()}
-        self.run.backward(self.y_grad_COB, self.probs_grad_CEB, found, 0.0)
+        self.run.backward(self.y_grad_COB, self.logits_grad_CEB, found, 0.0)
         return found
 
     def add_to(self, into: Parameters, *, keep: float = 1.0, scale_C: Tensor | None = None) -> None:
         """See `Gradient`."""
-        y_grad, probs_grad = self.y_grad_COB, self.probs_grad_CEB
+        y_grad, logits_grad = self.y_grad_COB, self.logits_grad_CEB
         if scale_C is not None:  # a gradient is linear in that of the outputs, which is small
             y_grad = y_grad * per_client(scale_C, y_grad)
-            probs_grad = None if probs_grad is None else probs_grad * per_client(scale_C, y_grad)
-        self.run.backward(y_grad, probs_grad, into, keep)
+            logits_grad = None if logits_grad is None else logits_grad * per_client(scale_C, y_grad)
+        self.run.backward(y_grad, logits_grad, into, keep)
 
 
 def per_client(value_C: Tensor, like: Tensor) -> Tensor:

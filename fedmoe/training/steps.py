@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fedmoe.data.federation import Task
 from fedmoe.models.base import Forward, Parameters, stacked_forward
-from fedmoe.models.routers import balance_gradient, balance_loss
+from fedmoe.models.router_losses import FederationLoad, RouterLosses
+from fedmoe.models.routing import StepContext
 from fedmoe.models.written import Kernel, is_written, kernel_of
 from fedmoe.training.gradients import Found, Gradient, Written
 from fedmoe.training.losses import SampleLoss, WrittenLoss, sample_loss, written_loss
@@ -29,11 +30,20 @@ class Batch(NamedTuple):
         x: (A, B, D) features.
         target: (A, B) classes or (A, B, O) targets.
         weight: (A, B) each sample's share of its batch, 0 for padding.
+        key: (A,) int64 keys for a router's draws.
+        federation: how the federation used its experts, if the clients know.
     """
 
     x: Tensor
     target: Tensor
     weight: Tensor
+    key: Tensor
+    federation: FederationLoad | None = None
+
+    @property
+    def context(self) -> StepContext:
+        """What a router may know of the step."""
+        return StepContext(self.weight, self.key)
 
 
 class Differentiate(Protocol):
@@ -45,14 +55,14 @@ class Differentiate(Protocol):
 
 
 def differentiation(
-    model: nn.Module, task: Task, terms: Sequence[Term], balance_weight: float
+    model: nn.Module, task: Task, terms: Sequence[Term], router_losses: RouterLosses
 ) -> Differentiate:
     """The quickest way that the model and the terms allow; puts modules into training mode."""
     kernel = kernel_of(model)
     if kernel is not None and all(is_written(t, "add_gradient", "__call__") for t in terms):
         known = cast(Sequence[WrittenTerm], terms)
-        return ByHand(kernel, written_loss(task), known, balance_weight)
-    return ByAutograd(stacked_forward(model.train()), sample_loss(task), terms, balance_weight)
+        return ByHand(kernel, written_loss(task), known, router_losses)
+    return ByAutograd(stacked_forward(model.train()), sample_loss(task), terms, router_losses)
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,18 @@ class ByHand:
     kernel: Kernel
     loss: WrittenLoss
     terms: Sequence[WrittenTerm]
-    balance_weight: float
+    router_losses: RouterLosses
 
     def __call__(self, params: Parameters, batch: Batch) -> tuple[Tensor, Gradient]:
         """See `Differentiate`."""
-        run = self.kernel(params, batch.x)
+        run = self.kernel(params, batch.x, batch.context)
         loss_AB, y_grad_AOB = self.loss(run.y_COB, batch.target, batch.weight)
-        probs_grad_AEB = None
-        if self.balance_weight and run.chosen_CEB is not None:
-            weight_AB = batch.weight * self.balance_weight
-            probs_grad_AEB = balance_gradient(run.chosen_CEB, weight_AB)
-        gradient = Written(params, run, y_grad_AOB, probs_grad_AEB)
+        logits_grad_AEB = None
+        if self.router_losses and run.routing is not None:
+            logits_grad_AEB = self.router_losses.logits_gradient(
+                run.routing, batch.weight, batch.federation
+            )
+        gradient = Written(params, run, y_grad_AOB, logits_grad_AEB)
         sample_A = loss_AB.mul_(batch.weight).sum(dim=1)
         if not self.terms:
             return sample_A, gradient
@@ -89,19 +100,18 @@ class ByAutograd:
     forward: Forward
     loss: SampleLoss
     terms: Sequence[Term]
-    balance_weight: float
+    router_losses: RouterLosses
 
     def __call__(self, params: Parameters, batch: Batch) -> tuple[Tensor, Gradient]:
         """See `Differentiate`."""
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         with torch.enable_grad():
-            output = self.forward(leaves, batch.x)
+            output = self.forward(leaves, batch.x, batch.context)
             sample_A = (self.loss(output.y, batch.target) * batch.weight).sum(dim=1)
             total_A = sample_A
-            if self.balance_weight and output.gate_probs is not None:
-                assert output.gate_chosen is not None
-                total_A = total_A + self.balance_weight * balance_loss(
-                    output.gate_probs, output.gate_chosen, batch.weight
+            if self.router_losses and output.routing is not None:
+                total_A = total_A + self.router_losses.value(
+                    output.routing, batch.weight, batch.federation
                 )
             for term in self.terms:
                 step = Step(self.forward, leaves, output, batch.target, batch.weight)

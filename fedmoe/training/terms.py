@@ -194,7 +194,7 @@ class Prior:
     precision, where a gradient step would diverge beyond 2 / lr.
 
     Attributes:
-        mean: parameters, client axis first.
+        mean: parameters, client axis first; those that are not there have no prior.
         precision_C: strength for each client; 0 for none.
     """
 
@@ -205,7 +205,8 @@ class Prior:
         """Apply the proximal step in place to the first A clients."""
         strength_A = lr_A * self.precision_C[: len(lr_A)]
         share_A = 1 / (1 + 1 / strength_A)  # s / (1 + s), but 1 where s overflows
-        for name, param in params.items():
+        for name in self.mean.keys() & params.keys():
+            param = params[name]
             share = share_A.reshape(-1, *[1] * (param.dim() - 1))
             param.lerp_(self.mean[name][: len(lr_A)], share)
 

@@ -54,9 +54,8 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def final(path: Path) -> float:
-    """The mean accuracy, or mse: of the personalised models, or of the global one."""
-    found = summary(path)["final"]
-    scores = found["personalised"] or found["global"]
+    """The mean accuracy, or mse, of the personalised model, or of the only one."""
+    *_, scores = (scores for scores in summary(path)["final"].values() if scores is not None)
     measure = "accuracy" if "accuracy" in scores else "mse"
     return float(scores[measure]["mean"])
 

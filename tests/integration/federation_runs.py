@@ -34,7 +34,7 @@ RUNS: dict[str, list[str]] = {
     "fedadam": [*CLASSES, "strategy=fedadam"],
     "insight": [*REGRESSION, "strategy=insight"],
     "insight-prototypes": [*CLASSES, "strategy=insight", "strategy.memory_rounds=2"],
-    "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=3", "strategy=fedavg"],
+    "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=[3]", "strategy=fedavg"],
     "adam": [*CLASSES, "strategy=fedavg", "training=adam"],
     "kept-momentum": [*CLASSES, "strategy=fedavg", "training.reset_optimizer=false"],
     "kept-moments": [

@@ -192,7 +192,7 @@ MLP = ["model=mlp", "model.hidden=[5]"]
 OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedavg"], id="fedavg"),
     pytest.param(["model=linear", "strategy=fedavg"], id="fedavg-linear"),
-    pytest.param(["model=moe", "model.hidden=3", "strategy=fedavg"], id="fedavg-moe"),
+    pytest.param(["model=moe", "model.hidden=[3]", "strategy=fedavg"], id="fedavg-moe"),
     pytest.param([*MLP, "strategy=fedavg", "strategy.fraction_train=0.5"], id="fedavg-sampled"),
     pytest.param([*MLP, "strategy=fedavg", "training=adam"], id="fedavg-adam"),
     pytest.param([*MLP, "strategy=fedavg", "runtime.shard_size=HALF"], id="fedavg-shards"),

@@ -164,7 +164,7 @@ def test_what_was_composed_for_the_check_serves_one_run(
 
 
 def test_flags_may_stand_among_words(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["model=moe", "--cfg", "job", "model.top_k=1", "--package", "model"]) == 0
+    assert main(["model=moe", "--cfg", "job", "model.router.top_k=1", "--package", "model"]) == 0
     assert "top_k: 1" in capsys.readouterr().out
     assert stage.runs == []
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from fedmoe.data.federation import Task
 from fedmoe.messages.arrays import Records, Stack
+from fedmoe.messages.words import ARRAYS
 from fedmoe.models import Parameters, build_model
 from fedmoe.schema import ModelConfig
 from fedmoe.training.cohort import Trained
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 
@@ -39,10 +39,25 @@ class LocalAlgorithm:
         """
         return build_model(config, task, seed)
 
-    def private_names(self, experiment: "Experiment") -> frozenset[str]:
+    def private_names(self, model: nn.Module) -> frozenset[str]:
         """The parameters that never leave a client."""
-        del experiment
+        del model
         return frozenset()
+
+    def split(self, model: nn.Module, params: Parameters) -> tuple[Parameters, Parameters]:
+        """What of a model travels, and what is private; `join` is the reverse.
+
+        Args:
+            model: as `build` made it.
+            params: (C, ...) by name.
+        """
+        private = self.private_names(model)
+        shared = {name: value for name, value in params.items() if name not in private}
+        return shared, {name: value for name, value in params.items() if name in private}
+
+    def join(self, shared: Parameters, private: Parameters) -> Parameters:
+        """The model made of its parts; each is (C, ...), or (1, ...) where all have the same."""
+        return {**shared, **private}
 
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train, and `job.keep` what is the client's own besides the parameters.
@@ -54,20 +69,29 @@ class LocalAlgorithm:
         return job.train(start)
 
     def told(self, job: "Job", trained: Trained) -> Records:
-        """What the clients reply besides metrics: the parameters that they were sent, trained."""
-        sent = {name: trained.params[name] for name in job.received}
-        return {"arrays": Stack(sent)} if sent else {}
+        """What the clients reply besides metrics: the parameters that they were sent, trained.
+
+        `train` may add records by `job.tell`.
+        """
+        shared, _ = self.split(job.experiment.model, trained.params)
+        arrays: Records = {ARRAYS: Stack(shared)} if job.received else {}
+        return {**arrays, **job.told}
+
+    def kept(self, job: "Job", trained: Trained) -> Parameters:
+        """What of the models the clients keep until they are asked again, (C, ...) by name."""
+        return job.private(trained.params)
 
     def shared_model(self, job: "Job") -> Parameters | None:
         """The global model, whole, (1 or C, ...) by name; `None` where there is no such thing."""
-        return job.received if len(job.received) == len(job.experiment.initial) else None
+        _, private = self.split(job.experiment.model, job.experiment.initial)
+        return None if private else job.received or None
 
     def personal_model(self, job: "Job", start: Parameters) -> Parameters | None:
         """Each client's own model for evaluation, made with its training data.
 
         Args:
             job: the clients.
-            start: the shared model with the clients' private parameters.
+            start: the shared model with the clients' private parts.
 
         Returns:
             (C, ...) by name, or `None` if it is the shared model.

@@ -37,7 +37,6 @@ from fedmoe.training.representations import representation_sums
 from fedmoe.training.terms import Alignment
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 
@@ -57,9 +56,9 @@ class FedProto(LocalAlgorithm):
         representation_width(model, task)
         return model
 
-    def private_names(self, experiment: "Experiment") -> frozenset[str]:
+    def private_names(self, model: nn.Module) -> frozenset[str]:
         """All parameters."""
-        return frozenset(experiment.initial)
+        return frozenset(name for name, _ in model.named_parameters())
 
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train the private models."""

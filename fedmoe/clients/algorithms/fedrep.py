@@ -24,7 +24,6 @@ from fedmoe.schema import FedRepConfig, ModelConfig
 from fedmoe.training.cohort import Trained
 
 if TYPE_CHECKING:
-    from fedmoe.clients.experiment import Experiment
     from fedmoe.clients.job import Job
 
 HEAD_OPTIMIZER = "head-optimizer"  # key of a client's private state
@@ -42,13 +41,13 @@ class FedRep(LocalAlgorithm):
         head_names(model, self.head)
         return model
 
-    def private_names(self, experiment: "Experiment") -> frozenset[str]:
+    def private_names(self, model: nn.Module) -> frozenset[str]:
         """The head's parameters."""
-        return head_names(experiment.model, self.head)
+        return head_names(model, self.head)
 
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train the head with the body frozen, then the body with the head frozen."""
-        head = self.private_names(job.experiment)
+        head = self.private_names(job.experiment.model)
         body = start.keys() - head
         trained = job.train(
             start, epochs=self.head_epochs, frozen=frozenset(body), optimizer=HEAD_OPTIMIZER

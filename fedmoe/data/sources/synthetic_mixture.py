@@ -2,7 +2,8 @@
 
 After the synthetic data of FedEM (arXiv 2108.10252). Deviations: several classes instead of two,
 the label being the largest of the noisy logits; normal features instead of bounded ones; and,
-with `feature_shift`, features that tell which component a sample came from. Without it p(x) is
+with `feature_shift`, features that tell which component a sample came from: each component's lie
+about a centre of their own, and labels follow from where they lie about it. Without it p(x) is
 the same for all clients, and only the identity of a client, not its inputs, says which
 classifier to trust.
 
@@ -18,9 +19,9 @@ from fedmoe.schema import SyntheticMixtureConfig
 
 
 def load(config: SyntheticMixtureConfig, rng: np.random.Generator) -> Dataset:
-    """Draw pi_k ~ Dirichlet(alpha), z ~ pi_k, x ~ N(feature_shift centre_z, I), y from x and z.
+    """Draw pi_k ~ Dirichlet(alpha), z ~ pi_k, u ~ N(0, I), x = feature_shift centre_z + u, and y.
 
-    y is the argmax of x W_z + noise. Entries of W are N(0, 1 / D), so that logits have deviation
+    y is the argmax of u W_z + noise. Entries of W are N(0, 1 / D), so that logits have deviation
     1, which `noise` is to be compared with. Centres are random directions of length 1 / sqrt(2),
     and so about `feature_shift` apart once scaled.
 
@@ -37,12 +38,12 @@ def load(config: SyntheticMixtureConfig, rng: np.random.Generator) -> Dataset:
 
     client_N = np.repeat(np.arange(clients), config.samples_per_client)
     component_N = _components(pi_KM, client_N, rng)
-    x_ND = config.feature_shift * centre_MD[component_N]
-    x_ND += rng.standard_normal(x_ND.shape)
+    about_ND = rng.standard_normal((len(client_N), features))
+    x_ND = config.feature_shift * centre_MD[component_N] + about_ND
     logits_NC = config.noise * rng.standard_normal((len(client_N), classes))
     for component, weight_DC in enumerate(weight_MDC):
         own = component_N == component
-        logits_NC[own] += x_ND[own] @ weight_DC
+        logits_NC[own] += about_ND[own] @ weight_DC
     return Dataset(
         name=config.name,
         origin="synthetic",

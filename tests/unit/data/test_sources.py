@@ -268,11 +268,12 @@ def test_linear_without_deviation_has_one_truth() -> None:
     np.testing.assert_array_equal(truth["theta_KD"], np.tile(truth["mu"], (5, 1)))
 
 
-def test_mixture_labels_follow_the_component() -> None:
-    dataset = read(mixture())
+@pytest.mark.parametrize("shift", [0.0, 6.0])
+def test_mixture_labels_follow_the_component_about_its_centre(shift: float) -> None:
+    dataset = read(mixture(feature_shift=shift))
     for row, component in enumerate(dataset.truth["component_N"].astype(int)):
-        logits = dataset.x_ND[row] @ dataset.truth["weight_MDC"][component]
-        assert dataset.y_N[row] == logits.argmax()
+        about = dataset.x_ND[row] - shift * dataset.truth["centre_MD"][component]
+        assert dataset.y_N[row] == (about @ dataset.truth["weight_MDC"][component]).argmax()
 
 
 def test_mixture_noise_flips_some_labels() -> None:

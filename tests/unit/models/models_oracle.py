@@ -1,12 +1,27 @@
 """Every model written out for one sample at a time, in double precision."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from routers_oracle import Batch, naive_route
 from torch import Tensor, nn
 
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, Parameters
+from fedmoe.models.experts import perceptron
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
 from fedmoe.models.written import WrittenModule
 
 C, B, D, OUT = 3, 7, 4, 3
@@ -31,44 +46,107 @@ def naive_mlp(params: Parameters, x_D: Tensor) -> list[Tensor]:
     return [dot(params[f"weights.{last}"], features, params[f"biases.{last}"]), features]
 
 
-def naive_moe(top_k: int) -> Naive:
+def naive_expert(params: Parameters, e: int, x_D: Tensor) -> list[Tensor]:
+    """Expert e's answer and representation."""
+    own = {
+        name.removeprefix("experts."): value[e]
+        for name, value in params.items()
+        if name.startswith("experts.")
+    }
+    return naive_linear(own, x_D) if "weight" in own else naive_mlp(own, x_D)
+
+
+def naive_moe(router: Router, combine: str = "outputs") -> Naive:
+    """One sample through a mixture: y, features, the parts of its routing, and answers."""
+
     def run(params: Parameters, x_D: Tensor) -> list[Tensor]:
-        score_E = dot(params["gate_weight"], x_D, params["gate_bias"]).exp()
-        probs_E = score_E / score_E.sum()
-        ranking = sorted(range(len(probs_E)), key=[-p for p in probs_E.tolist()].__getitem__)
-        best = ranking[:top_k]
-        kept = sum((probs_E[e] for e in best), start=torch.zeros(()))
+        experts = range(router.num_experts)
+        routing = naive_routing(router, params, x_D)
+        weight_E, _, chosen_E = routing[:3]
+        answers = [naive_expert(params, e, x_D) for e in experts]
         y_O, features = torch.zeros(()), torch.zeros(())
-        for e in best:
-            hidden = x_D
-            if "hidden_weight" in params:
-                before = dot(params["hidden_weight"][e], x_D, params["hidden_bias"][e])
-                hidden = torch.where(before > 0, before, 0.0)
-            share = probs_E[e] / kept
-            y_O = y_O + share * dot(params["expert_weight"][e], hidden, params["expert_bias"][e])
-            features = features + share * hidden
-        chosen_E = torch.tensor([float(e in best) for e in range(len(probs_E))])
-        return [y_O, features if "hidden_weight" in params else x_D, probs_E, chosen_E.double()]
+        for e in experts:
+            if chosen_E[e]:
+                answer = answers[e][0]
+                if combine == "probabilities":
+                    answer = answer.exp() / answer.exp().sum()
+                y_O = y_O + weight_E[e] * answer
+                features = features + weight_E[e] * answers[e][1]
+        if combine == "probabilities":
+            y_O = y_O.log()
+        if "experts.weight" in params:
+            features = x_D
+        answers_EO = torch.stack([answer for answer, _ in answers])
+        return [y_O, features, *routing, answers_EO]
 
     return run
 
 
-def moe(top_k: int, hidden: int, num_experts: int = 4) -> WrittenModule:
-    return MixtureOfExperts(D, OUT, num_experts=num_experts, top_k=top_k, hidden=hidden)
+def naive_routing(router: Router, params: Parameters, x_D: Tensor) -> list[Tensor]:
+    """Weights, probabilities, chosen, logits and demand of one sample at evaluation."""
+    own = {
+        name.removeprefix("router."): value
+        for name, value in params.items()
+        if name.startswith("router.")
+    }
+    (decision,) = naive_route(router, own, Batch(x_D[None]))
+    return [torch.stack(part) for part in decision if part is not None]
 
 
+def mixture(
+    router: Router, hidden: tuple[int, ...] = (), combine: Any = "outputs", num_outputs: int = OUT
+) -> MixtureOfExperts:
+    experts = perceptron(D, hidden, num_outputs)
+    return MixtureOfExperts(
+        D, num_outputs, experts=experts, num_experts=router.num_experts, router=router,
+        combine=combine,
+    )  # fmt: skip
+
+
+def moe(top_k: int, hidden: int, num_experts: int = 4) -> MixtureOfExperts:
+    router = SoftmaxRouter(num_experts=num_experts, top_k=top_k)
+    return mixture(router, (hidden,) if hidden else ())
+
+
+ROUTERS: dict[str, Router] = {
+    "plain": Router(num_experts=3),
+    "softmax": SoftmaxRouter(num_experts=4, top_k=2),
+    "prior": PriorRouter(num_experts=3),
+    "prior-alone": PriorRouter(num_experts=3, gate=False),
+    "client": ClientRouter(num_experts=3),
+    "switch": SwitchRouter(num_experts=4, capacity_factor=1.0),
+    "expert-choice": ExpertChoiceRouter(num_experts=4, capacity_factor=1.5, top_k=2),
+    "loss-free": LossFreeRouter(num_experts=4, top_k=2),
+    "ensemble": EnsembleRouter(num_experts=3, votes=(1.0, 2.5, 0.5)),
+    "rule": RuleRouter(num_experts=3, rule="mean", thresholds=(-0.2, 0.3)),
+    "noisy": NoisyRouter(num_experts=4, top_k=2),
+}
 MODELS: dict[str, tuple[WrittenModule, Naive]] = {
     "linear": (Linear(D, OUT), naive_linear),
     "mlp-1": (Mlp(D, (5,), OUT), naive_mlp),
     "mlp-2": (Mlp(D, (5, 6), OUT), naive_mlp),
     "mlp-3": (Mlp(D, (5, 6, 2), OUT), naive_mlp),
     **{
-        f"moe-top-{k}-of-{e}-hidden-{h}": (moe(k, h, e), naive_moe(k))
+        f"moe-top-{k}-of-{e}-hidden-{h}": (
+            moe(k, h, e), naive_moe(SoftmaxRouter(num_experts=e, top_k=k))
+        )
         for k, e in [(1, 1), (1, 4), (2, 4), (4, 4)]
         for h in (0, 5)
     },
-}
+    **{
+        f"moe-{name}-{combine}-{'-'.join(map(str, hidden)) or 'linear'}": (
+            mixture(ROUTERS[name], hidden, combine), naive_moe(ROUTERS[name], combine)
+        )
+        for name, combine, hidden in [
+            *((name, "outputs", (5,)) for name in ROUTERS if name != "softmax"),
+            *((name, "probabilities", ()) for name in ROUTERS),
+            ("softmax", "outputs", (5, 6)), ("prior", "probabilities", (5,)),
+        ]
+    },
+}  # fmt: skip
+WRITTEN = {name: pair for name, pair in MODELS.items() if "noisy" not in name}
 every_model = pytest.mark.parametrize(("model", "naive"), MODELS.values(), ids=MODELS)
+every_written_model = pytest.mark.parametrize(("model", "naive"), WRITTEN.values(), ids=WRITTEN)
 
 
 def random_stack(model: nn.Module, clients: int = C) -> Parameters:
@@ -84,7 +162,15 @@ def inputs() -> Tensor:
 
 
 def tensors(output: ModelOutput) -> list[Tensor]:
-    return [value for value in output if value is not None]
+    """All parts, samples before experts as the loop has them."""
+    parts = [output.y, output.features]
+    if output.routing is not None:
+        assert output.answers is not None
+        one = output.y.dim() == 1
+        routing = [part for part in output.routing if part is not None]
+        parts += routing if one else [part.mT for part in routing]
+        parts.append(output.answers if one else output.answers.movedim(-1, -3))
+    return parts
 
 
 def loop(naive: Naive, stack: Parameters, x_CBD: Tensor) -> list[Tensor]:

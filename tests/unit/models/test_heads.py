@@ -16,8 +16,8 @@ MODELS = [
     ["model=linear"],
     ["model=mlp", "model.hidden=[5]"],
     ["model=mlp", "model.hidden=[5,6,7,8,9,5,6,7]"],  # weights.10 would sort before weights.2
-    ["model=moe", "model.hidden=5", "model.num_experts=3"],
-    ["model=moe", "model.hidden=0", "model.num_experts=3"],
+    ["model=moe", "model.hidden=[5]", "model.num_experts=3"],
+    ["model=moe", "model.hidden=[]", "model.num_experts=3"],
 ]
 
 

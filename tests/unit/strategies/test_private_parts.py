@@ -164,7 +164,7 @@ def test_a_server_that_sends_private_parameters_gets_an_error(strategy: str) -> 
     own = Context(1, 2, {"partition-id": 0}, RecordDict(), {"config": to_json(experiment.config)})
     message = Message(RecordDict({"arrays": to_record(experiment.initial)}), 2, "train")
     (reply,) = answer([message], [own])
-    assert reply.has_error() and "the received model has shapes" in (reply.error.reason or "")
+    assert reply.has_error() and "which does not travel" in (reply.error.reason or "")
     assert not own.state.array_records
 
 

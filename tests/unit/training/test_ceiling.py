@@ -9,8 +9,10 @@ import torch
 
 from fedmoe.data import Task
 from fedmoe.data.federation import Ints
-from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters
-from fedmoe.schema import TrainingConfig
+from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters, RouterLosses
+from fedmoe.models.experts import perceptron
+from fedmoe.models.routers import SoftmaxRouter
+from fedmoe.schema import MoeConfig, SoftmaxRouterConfig, TrainingConfig
 from fedmoe.training.batches import make_schedule
 from fedmoe.training.cohort import Cohort, train_cohort
 from fedmoe.training.pool import Pool
@@ -46,8 +48,9 @@ def model_like(name: str, ceiling: Any) -> Any:
     if name == "mlp":
         return Mlp(D, (ceiling.HIDDEN,), OUT)
     return MixtureOfExperts(
-        D, OUT, num_experts=ceiling.EXPERTS, top_k=ceiling.TOP_K, hidden=ceiling.EXPERT_HIDDEN
-    )
+        D, OUT, experts=perceptron(D, (ceiling.EXPERT_HIDDEN,), OUT), num_experts=ceiling.EXPERTS,
+        router=SoftmaxRouter(num_experts=ceiling.EXPERTS, top_k=ceiling.TOP_K),
+    )  # fmt: skip
 
 
 def cohort_of(rows: list[Ints], weights: Parameters) -> Cohort:
@@ -100,8 +103,8 @@ def test_a_round_of_the_yardstick_is_training_and_averaging(
         batch_size=BATCH, reset_optimizer=True, cohort_size=100, num_threads=1, device="cpu",
     )  # fmt: skip
     task = Task(kind="classification", num_features=D, num_outputs=OUT)
-    balance = ceiling.BALANCE if name == "moe" else 0.0
-    trained = train_cohort(model, task, Pool.of(x_ND, y_N), config, cohort, balance)
+    losses = RouterLosses(balance=ceiling.BALANCE if name == "moe" else 0.0)
+    trained = train_cohort(model, task, Pool.of(x_ND, y_N), config, cohort, losses)
     share_C = torch.from_numpy(cohort.count_C / cohort.count_C.sum()).float()
     assert yardstick.weights.keys() == trained.params.keys()
     for key, value in trained.params.items():
@@ -134,6 +137,8 @@ def test_rates_of_the_yardstick_are_those_of_the_model_of_the_configuration(ceil
     from fedmoe.config import load_config
 
     model = load_config(["model=moe"]).model
-    assert (model.num_experts, model.top_k, model.balance_weight) == (  # type: ignore[union-attr]
+    assert isinstance(model, MoeConfig)
+    assert isinstance(model.router, SoftmaxRouterConfig)
+    assert (model.num_experts, model.router.top_k, model.losses.balance) == (
         ceiling.EXPERTS, ceiling.TOP_K, ceiling.BALANCE,
     )  # fmt: skip

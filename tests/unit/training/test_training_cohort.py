@@ -25,7 +25,7 @@ def close(actual: Tensor, expected: Tensor | float) -> None:
 
 def train(setup: Setup, cohort: Cohort) -> Trained:
     return train_cohort(
-        setup.module, setup.task, setup.pool, setup.config, cohort, setup.balance_weight
+        setup.module, setup.task, setup.pool, setup.config, cohort, setup.router_losses
     )
 
 
@@ -248,7 +248,7 @@ def test_first_and_final_loss_are_over_samples_of_the_first_and_last_epoch() -> 
 def test_rounds_and_seeds_change_the_order_of_samples() -> None:
     setup = plain_setup()
     trained = [
-        train(setup, replace(setup.cohort(), **changed)).params["gate_weight"]
+        train(setup, replace(setup.cohort(), **changed)).params["router.weight"]
         for changed in ({}, {"round": 4}, {"seed": 12}, {"client_C": setup.ids + 1}, {})
     ]
     for other in trained[1:4]:

@@ -46,7 +46,7 @@ def a_setup(model: str, kind: Any, optimizer: Any, everything: bool) -> Setup:
 
 
 def train(setup: Setup, pool: Pool, cohort: Cohort) -> Trained:
-    return train_cohort(setup.module, setup.task, pool, setup.config, cohort, 0.3)
+    return train_cohort(setup.module, setup.task, pool, setup.config, cohort, setup.router_losses)
 
 
 def evaluate(setup: Setup, pool: Pool, shared: bool) -> Evaluation:

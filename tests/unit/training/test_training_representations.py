@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmoe.data import Task
-from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, build_model
-from fedmoe.schema import MoeConfig
+from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, build_mixture
+from fedmoe.models.routers import SoftmaxRouter
+from fedmoe.schema import MlpConfig
 from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.pool import Pool
 from fedmoe.training.representations import representation_sums
@@ -31,8 +32,11 @@ class Dropping(nn.Module):
 
 def model_of(name: str) -> nn.Module:
     if name == "moe":
-        config = MoeConfig(name="moe", num_experts=3, top_k=2, hidden=5, balance_weight=0.0)
-        made = build_model(config, Task(kind="classification", num_features=D, num_outputs=OUT), 0)
+        task = Task(kind="classification", num_features=D, num_outputs=OUT)
+        made = build_mixture(
+            MlpConfig(name="mlp", hidden=(5,)), task, 0,
+            router=SoftmaxRouter(num_experts=3, top_k=2), combine="outputs",
+        )  # fmt: skip
         assert isinstance(made, MixtureOfExperts)
         return made
     return {"linear": Linear(D, OUT), "mlp": Mlp(D, (6, 5), OUT), "custom": Dropping()}[name]

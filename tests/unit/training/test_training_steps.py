@@ -9,7 +9,7 @@ from torch import Tensor
 from training_oracle import OUT, Setup, make_config
 
 from fedmoe.data import Task
-from fedmoe.models import Parameters, stacked_forward
+from fedmoe.models import Parameters, RouterLosses, stacked_forward
 from fedmoe.models.written import kernel_of
 from fedmoe.training.cohort import train_cohort
 from fedmoe.training.gradients import Found, Gradient, Written
@@ -25,6 +25,7 @@ from fedmoe.training.steps import Batch, ByAutograd, ByHand, differentiation
 from fedmoe.training.terms import Proximal, Rehearsal, Step, copy_rows, take, take_rows
 
 WRITTEN = ("linear", "mlp", "moe")
+LOSSES = RouterLosses(balance=0.2)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -47,7 +48,8 @@ def batch_of(setup: Setup) -> Batch:
     rows = torch.arange(1, 1 + 3 * 6).view(3, 6)
     real = torch.arange(6) < torch.tensor([6, 4, 1])[:, None]
     x, target = setup.pool.batch(rows)
-    return Batch(x, target, real.double() / real.sum(dim=1, keepdim=True))
+    key = torch.arange(3)
+    return Batch(x, target, real.double() / real.sum(dim=1, keepdim=True), key)
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def test_both_ways_come_to_the_same_gradient(model: str, kind: Any, terms: str) 
         known.append(Proximal(setup.anchor, 0.3))
     if terms in {"rehearsal", "both"}:
         known.append(Rehearsal(setup.prototypes, setup.prototype_weight))
-    chosen = differentiation(setup.module, setup.task, known, 0.2)
+    chosen = differentiation(setup.module, setup.task, known, LOSSES)
     assert isinstance(chosen, ByHand)
-    other = ByAutograd(stacked_forward(setup.module), sample_loss(setup.task), known, 0.2)
+    other = ByAutograd(stacked_forward(setup.module), sample_loss(setup.task), known, LOSSES)
     loss_A, gradient = chosen(setup.start, batch_of(setup))
     expected_A, expected = other(setup.start, batch_of(setup))
     same(loss_A, expected_A)
@@ -105,20 +107,21 @@ def test_a_term_or_a_model_without_a_gradient_of_its_own_goes_through_autograd()
     ]  # fmt: skip
     for model, terms, kind in cases:
         setup = a_setup(model)
-        assert isinstance(differentiation(setup.module, setup.task, terms, 0.0), kind)
+        assert isinstance(differentiation(setup.module, setup.task, terms, RouterLosses()), kind)
 
 
 @pytest.mark.parametrize("model", WRITTEN)
 def test_a_users_term_is_trained_on(model: str) -> None:
     setup = a_setup(model)
     cohort = replace(setup.cohort(), terms=[Distance(setup.anchor)])
-    trained = train_cohort(setup.module, setup.task, setup.pool, setup.config, cohort, 0.2)
-    by_autograd = ByAutograd(stacked_forward(setup.module), cross_entropy, cohort.terms, 0.2)
+    trained = train_cohort(setup.module, setup.task, setup.pool, setup.config, cohort, LOSSES)
+    by_autograd = ByAutograd(stacked_forward(setup.module), cross_entropy, cohort.terms, LOSSES)
     params = {name: value.clone() for name, value in setup.start.items()}
     for client in range(setup.clients):  # 8, 7 and 3 samples are one batch each
         own = {name: value[client : client + 1] for name, value in params.items()}
         x, target = setup.pool.batch(setup.batches(client)[0][None])
-        batch = Batch(x, target, torch.full(target.shape, 1 / target.shape[1]).double())
+        share = torch.full(target.shape, 1 / target.shape[1], dtype=torch.float64)
+        batch = Batch(x, target, share, torch.zeros(1).long())
         alone = replace(by_autograd, terms=[cohort.terms[0].take(torch.tensor([client]))])
         grads = alone(own, batch)[1].tensors()
         for name, value in own.items():
@@ -134,8 +137,8 @@ def gradients(setup: Setup) -> dict[str, Gradient]:
     kernel = kernel_of(setup.module)
     assert kernel is not None
     run = kernel(setup.start, batch_of(setup).x)
-    probs_grad = None if run.probs_CEB is None else draw(*run.probs_CEB.shape, seed=4)
-    written = Written(setup.start, run, draw(*run.y_COB.shape, seed=3), probs_grad)
+    logits_grad = None if run.routing is None else draw(*run.routing.logits.shape, seed=4)
+    written = Written(setup.start, run, draw(*run.y_COB.shape, seed=3), logits_grad)
     return {"found": Found(written.tensors()), "written": written}
 
 

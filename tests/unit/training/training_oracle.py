@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from fedmoe.data import Task
 from fedmoe.data.federation import Ints
-from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters
+from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters, RouterLosses
+from fedmoe.models.experts import perceptron
+from fedmoe.models.routers import SoftmaxRouter
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import make_schedule
 from fedmoe.training.cohort import Cohort
@@ -55,7 +57,10 @@ def make_model(name: str) -> nn.Module:
     if name == "mlp":
         return Mlp(D, (HIDDEN,), OUT)
     if name == "moe":
-        return MixtureOfExperts(D, OUT, num_experts=EXPERTS, top_k=TOP_K, hidden=HIDDEN)
+        return MixtureOfExperts(
+            D, OUT, experts=perceptron(D, (HIDDEN,), OUT), num_experts=EXPERTS,
+            router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
+        )  # fmt: skip
     return Scaled()
 
 
@@ -92,14 +97,14 @@ def plain_forward(name: str, params: Parameters, x_BD: Tensor) -> tuple[Tensor, 
         hidden = torch.tanh(x_BD @ params["inner.weight"].T + params["inner.bias"])
         y = hidden @ params["outer.weight"].T + params["outer.bias"]
         return params["scale"] * y, None
-    logits = x_BD @ params["gate_weight"].T + params["gate_bias"]
+    logits = x_BD @ params["router.weight"].T + params["router.bias"]
     top, index = logits.topk(TOP_K, dim=1)
     share = torch.zeros_like(logits).scatter(1, index, top.softmax(dim=1))
     y = torch.zeros(len(x_BD), OUT, dtype=x_BD.dtype)
     balance = torch.zeros((), dtype=x_BD.dtype)
     for e in range(EXPERTS):
-        hidden = torch.relu(x_BD @ params["hidden_weight"][e].T + params["hidden_bias"][e])
-        answer = hidden @ params["expert_weight"][e].T + params["expert_bias"][e]
+        own = {name.removeprefix("experts."): value[e] for name, value in params.items()}
+        answer, _ = plain_forward("mlp", own, x_BD)
         y = y + share[:, e, None] * answer
         load = (index == e).sum() / index.numel()
         balance = balance + EXPERTS * load * logits.softmax(dim=1)[:, e].mean()
@@ -151,6 +156,10 @@ class Setup:
     @property
     def clients(self) -> int:
         return len(self.counts)
+
+    @property
+    def router_losses(self) -> RouterLosses:
+        return RouterLosses(balance=self.balance_weight)
 
     @property
     def task(self) -> Task:

@@ -1,0 +1,142 @@
+"""FedMoE: a mixture of experts under a gate that clients share and a prior of each one's own.
+
+The server averages expert by expert (see `fedmoe.strategies.experts`). It begins with a single
+model, out of which the experts are made after `warm_up_rounds` (see `fedmoe.strategies.seeding`),
+and chooses how strongly the clients' priors are held at even shares: the clients report the loss
+on their validation data under several strengths, and the one with the lowest loss over the
+federation holds in the next round. So a federation of like clients trains one model, and one of
+unlike clients a mixture, without being told which it is. The clients' side is
+`fedmoe.clients.algorithms.fedmoe`.
+
+Letters: C clients that replied, E experts, S strengths.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import override
+
+from fedmoe.messages import words
+from fedmoe.messages.arrays import Stack, as_arrays, signature_of
+from fedmoe.messages.parts import Part
+from fedmoe.messages.replies import Replies
+from fedmoe.messages.seams import RecordType
+from fedmoe.models import Parameters
+from fedmoe.strategies.experts import ExpertAveraging
+from fedmoe.strategies.seeding import seed_experts
+
+_MEMORY = 0.8  # of the running mean of losses by strength
+_MAX_LOSS = 1e9  # that a client may claim, summed over its validation samples
+
+
+class FedMoE(ExpertAveraging):
+    """Modular aggregation, with a warm-up and a common strength of the clients' priors.
+
+    Attributes:
+        warm_up_rounds: rounds in which all clients train one model; 0 starts with all experts.
+        strengths: S of the clients' priors to choose among, in samples; a single one is kept.
+        strength: the one that holds.
+        split: whether the experts have been made.
+        loss_S: running mean of the clients' validation loss under each strength.
+    """
+
+    def __init__(self, *, warm_up_rounds: int, strengths: Sequence[float], **options: Any) -> None:
+        super().__init__(**options)
+        self.warm_up_rounds, self.strengths = warm_up_rounds, list(strengths)
+        self.strength = self.strengths[len(self.strengths) // 2]
+        self.split = warm_up_rounds == 0
+        self.loss_S: NDArray[np.float64] | None = None
+        self._round = 0
+
+    @override
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._round = server_round
+        return super().configure_train(server_round, arrays, config, grid)
+
+    @override
+    def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
+        config[words.PRIOR_STRENGTH] = self.strength
+        return super()._records(arrays, config)
+
+    @override
+    def sent_experts(self) -> Tensor | None:
+        """The first expert alone, until there are others."""
+        return None if self.split else torch.zeros(1, dtype=torch.int64)
+
+    @override
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average, make the experts when it is time, and choose the strength."""
+        columns, tells = Replies.of(replies), self.split
+        merged = super().aggregate_train(server_round, columns)
+        if tells and columns and len(self.strengths) > 1:
+            self._choose_strength(columns)
+        return merged
+
+    @override
+    def merge(self, replies: Replies) -> Parameters:
+        merged = super().merge(replies)
+        if self.split or self._round < self.warm_up_rounds:
+            return merged
+        self.split = True
+        experts = [name for name in merged if name.startswith("experts.")]
+        trained = replies.arrays(self.arrayrecord_key)
+        seeded = seed_experts(
+            {name: merged[name][0] for name in experts},
+            {name: trained[name][:, 0] for name in experts},
+            self.weights(replies), len(merged[experts[0]]), self.seed,
+        )  # fmt: skip
+        return {**merged, **seeded}
+
+    def _choose_strength(self, replies: Replies) -> None:
+        told = as_arrays(replies.arrays(words.STRENGTHS))
+        total = max(float(told["examples"].sum()), 1.0)
+        loss_S = told["loss"].sum(axis=0, dtype=np.float64) / total
+        before = loss_S if self.loss_S is None else self.loss_S
+        self.loss_S = _MEMORY * before + (1 - _MEMORY) * loss_S
+        self.strength = self.strengths[int(self.loss_S.argmin())]
+
+    @override
+    def check_reply(self, reply: Message) -> None:
+        super().check_reply(reply)
+        if not self._wants_strengths:
+            return
+        record = reply.content.get(words.STRENGTHS)
+        if not isinstance(record, ArrayRecord) or set(record) != {"loss", "examples"}:
+            raise ValueError("record strengths must hold loss and examples")
+        loss, examples = record["loss"].numpy(), record["examples"].numpy()
+        if self._strange(loss[None], examples[None])[0]:
+            shapes = signature_of(record)
+            raise ValueError(f"losses by strength are out of range or of wrong shape: {shapes}")
+
+    @override
+    def doubtful_replies(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
+        doubtful = super().doubtful_replies(part, nodes)
+        if not self._wants_strengths:
+            return doubtful
+        record = part.records.get(words.STRENGTHS)
+        if not isinstance(record, Stack) or record.tensors.keys() != {"loss", "examples"}:
+            return np.full(len(nodes), True)
+        told = as_arrays(record.tensors)
+        return doubtful | self._strange(told["loss"], told["examples"])
+
+    @property
+    def _wants_strengths(self) -> bool:
+        return self.split and len(self.strengths) > 1
+
+    def _strange(self, loss_CS: NDArray[Any], examples_C1: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which clients' losses by strength, (C,), cannot be."""
+        shapes = loss_CS.shape[1:], examples_C1.shape[1:]
+        if shapes != ((len(self.strengths),), (1,)) or loss_CS.dtype.kind != "f":
+            return np.full(len(loss_CS), True)
+        good = (loss_CS >= 0) & (loss_CS <= _MAX_LOSS) & (examples_C1 >= 0)
+        return ~np.asarray((good & (examples_C1 <= _MAX_LOSS)).all(axis=1))
