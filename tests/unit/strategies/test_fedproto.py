@@ -322,6 +322,24 @@ def test_clients_may_be_sent_different_prototypes() -> None:
             torch.testing.assert_close(together[client][name], value, rtol=0, atol=1e-5)
 
 
+def test_a_mixtures_load_is_told_beside_the_prototypes() -> None:
+    config = load_config(
+        ["strategy=fedproto", "model=moe", "model/router=loss_free", "model.hidden=[4]",
+         "partition=iid", "partition.num_clients=3"]
+    )  # fmt: skip
+    experiment = load_experiment(to_json(config))
+    grid, made = InProcessGrid(experiment), build_strategy(config, experiment.data.task)
+    for round in (1, 2):
+        sent = list(made.configure_train(round, ArrayRecord(), ConfigRecord(), grid))
+        assert set(sent[0].content) - {"config"} == (
+            {"prototypes", "expert-load"} if round > 1 else set()
+        )
+        replies = ReplyGuard(config.runtime, made).inspect(sent, grid.send_and_receive(sent))
+        assert not replies.failures
+        assert set(replies.good[0].content) == {"prototypes", "expert-load", "metrics"}
+        made.aggregate_train(round, replies.good)
+
+
 def test_a_task_without_classes_is_refused() -> None:
     config = load_config(["strategy=fedproto", "data=synthetic_linear", "partition=natural"])
     with pytest.raises(ConfigError, match="needs classes, but the task is regression"):
