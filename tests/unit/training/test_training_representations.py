@@ -49,7 +49,9 @@ def test_sums_and_numbers_of_each_class(name: str, cohort_size: int) -> None:
     pool = Pool(
         torch.randn(30, D, generator=generator), torch.randint(OUT, (30,), generator=generator)
     )
-    rows_Cn = np.random.default_rng(1).integers(30, size=(len(COUNTS), 9))
+    pool.x_ND[0] = torch.nan  # nobody's sample, which pads everybody's
+    rows_Cn = np.random.default_rng(1).integers(1, 30, size=(len(COUNTS), 9))
+    rows_Cn[np.arange(9) >= COUNTS[:, None]] = 0
     model = model_of(name)
     params = {
         n: torch.randn(len(COUNTS), *p.shape, generator=generator)
