@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from fedmoe.models.base import (
     parameters_of,
     stacked_forward,
 )
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert, ModuleFactory
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
@@ -39,6 +38,7 @@ from fedmoe.schema import (
 
 __all__ = [
     "ClientRouter",
+    "Expert",
     "Forward",
     "Linear",
     "MixtureOfExperts",
@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 Factory = Callable[..., nn.Module]
+SingleConfig = LinearConfig | MlpConfig | CustomModelConfig
 REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 
 
@@ -103,20 +104,26 @@ def build_mixture(
             "model=moe: this strategy makes a mixture of the model by itself; choose what each "
             "expert is: model=linear, model=mlp or model=custom"
         )
+    experts = _expert(config, task).times(router.num_experts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MixtureOfExperts(
-            task.num_features, task.num_outputs, experts=partial(_single, config, task),
-            num_experts=router.num_experts, router=router, combine=combine,
-        )  # fmt: skip
+            task.num_features, task.num_outputs, experts=experts, router=router, combine=combine
+        )
 
 
-def _single(config: LinearConfig | MlpConfig | CustomModelConfig, task: Task) -> nn.Module:
+def _single(config: SingleConfig, task: Task) -> nn.Module:
+    return _expert(config, task).build(task.num_features, task.num_outputs)
+
+
+def _expert(config: SingleConfig, task: Task) -> Expert:
+    """A model as configured, be it one of many or the only one."""
     if isinstance(config, LinearConfig):
-        return Linear(task.num_features, task.num_outputs)
+        return Expert(0)
     if isinstance(config, MlpConfig):
-        return Mlp(task.num_features, config.hidden, task.num_outputs)
-    return _custom("model.factory", config.factory, task, "model.options", config.options)
+        return Expert(0, hidden=config.hidden)
+    made = _custom("model.factory", config.factory, task, "model.options", config.options)
+    return Expert(0, module=made)
 
 
 def router_losses_of(config: ModelConfig) -> RouterLosses:
@@ -132,13 +139,13 @@ def _mixture(config: MoeConfig, task: Task) -> MixtureOfExperts:
             f"model.combine=probabilities: needs classes, but the task is {task.kind}; "
             "use model.combine=outputs"
         )
-    experts = perceptron(task.num_features, config.hidden, task.num_outputs)
+    expert = Expert(0, hidden=config.hidden)
     if (name := config.expert) is not None:
-        experts = partial(
-            _custom, "model.expert", name, task, "model.expert_options", config.expert_options
-        )
+        options = config.expert_options
+        module = _custom("model.expert", name, task, "model.expert_options", options)
+        expert = Expert(0, module=module)
     return MixtureOfExperts(
-        task.num_features, task.num_outputs, experts=experts, num_experts=config.num_experts,
+        task.num_features, task.num_outputs, experts=expert.times(config.num_experts),
         router=_router(config), combine=config.combine,
     )  # fmt: skip
 
@@ -154,14 +161,20 @@ def _router(config: MoeConfig) -> Router:
 
 def _custom(
     key: str, name: str, task: Task, options_key: str, options: dict[str, Any]
-) -> nn.Module:
+) -> ModuleFactory:
+    """What makes a registered model, and checks it."""
     factory = REGISTRY.find(name, key)
-    try:
-        model: nn.Module = factory(task, **options)
-    except TypeError as error:
-        raise ConfigError(f"{options_key}={options}: {error}") from error
-    _check_outputs(f"{key}={name}", model, task)
-    return model
+
+    def module(num_features: int, num_outputs: int) -> nn.Module:
+        del num_features, num_outputs  # the task says them
+        try:
+            model: nn.Module = factory(task, **options)
+        except TypeError as error:
+            raise ConfigError(f"{options_key}={options}: {error}") from error
+        _check_outputs(f"{key}={name}", model, task)
+        return model
+
+    return module
 
 
 def _check_outputs(name: str, model: nn.Module, task: Task) -> None:
