@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
@@ -135,23 +136,16 @@ class _Answering:
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
-        first, params = group[0], _gathered([asked.arrays for asked in group], source)
-        held = _gathered([asked.experts for asked in group], source)
-        experts = None if held is None else held["index"]
-        if first.kind == MessageType.EVALUATE:
-            scored = EvaluateRequest(
-                clients=clients, settings=first.settings, params=params, experts=experts
-            )
+        if group[0].kind == MessageType.EVALUATE:
+            scored = EvaluateRequest(clients=clients, **_in_common(group, source))
             return evaluate_clients(self.experiment, scored, self.states)
         return train_clients(
             self.experiment,
             TrainRequest(
                 clients=clients,
-                settings=first.settings,
-                params=params,
-                experts=experts,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
+                **_in_common(group, source),
             ),
             self.states,
         )
@@ -159,6 +153,26 @@ class _Answering:
     def fail(self, places: Ints, error: Exception) -> None:
         """Note what went wrong for the clients at some places."""
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
+
+
+def evaluation_of(message: Message, client: int) -> EvaluateRequest:
+    """What a message asks one client to evaluate.
+
+    Raises:
+        ValueError: the message is malformed.
+    """
+    asked = _read(message.content, MessageType.EVALUATE, np.zeros(1, dtype=np.int64))
+    return EvaluateRequest(clients=np.array([client]), **_in_common([asked], asked.places))
+
+
+def _in_common(group: Sequence[_Asked], source: Ints) -> dict[str, Any]:
+    """What train and evaluate requests both have, of clients (n,) asked `group[source]`."""
+    held = _gathered([asked.experts for asked in group], source)
+    return {
+        "settings": group[0].settings,
+        "params": _gathered([asked.arrays for asked in group], source),
+        "experts": None if held is None else held["index"],
+    }
 
 
 def _gathered(sent: Sequence[ArrayRecord | None], source: Ints) -> Parameters | None:

@@ -32,8 +32,6 @@ from fedmoe.schema import (
     MlpConfig,
     ModelConfig,
     MoeConfig,
-    PriorRouterConfig,
-    SoftmaxRouterConfig,
 )
 
 __all__ = [
@@ -56,11 +54,17 @@ __all__ = [
     "parameters_of",
     "register",
     "router_losses_of",
+    "router_table",
     "stacked_forward",
 ]
 
 Factory = Callable[..., nn.Module]
 SingleConfig = LinearConfig | MlpConfig | CustomModelConfig
+_ROUTERS: dict[str, type[Router]] = {
+    "client": ClientRouter,
+    "prior": PriorRouter,
+    "softmax": SoftmaxRouter,
+}
 REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 
 
@@ -151,12 +155,28 @@ def _mixture(config: MoeConfig, task: Task) -> MixtureOfExperts:
 
 
 def _router(config: MoeConfig) -> Router:
-    experts, router = config.num_experts, config.router
-    if isinstance(router, SoftmaxRouterConfig):
-        return SoftmaxRouter(num_experts=experts, top_k=router.top_k)
-    if isinstance(router, PriorRouterConfig):
-        return PriorRouter(num_experts=experts, gate=router.gate)
-    return ClientRouter(num_experts=experts)
+    """The router that `model.router` describes: its class has the same keys."""
+    keys = asdict(config.router)
+    return _ROUTERS[keys.pop("name")](num_experts=config.num_experts, **keys)
+
+
+def router_table(router: Router) -> dict[str, Any]:
+    """A router as `model.router` describes it.
+
+    Raises:
+        ConfigError: it is none of those that a configuration can name.
+    """
+    if type(router) is Router:
+        return {"name": "softmax", "top_k": router.num_experts}
+    for name, known in _ROUTERS.items():
+        if type(router) is known:
+            keys = asdict(router)
+            del keys["num_experts"]
+            return {"name": name, **keys}
+    raise ConfigError(
+        f"router: no configuration can describe a {type(router).__name__}; it must be a Router or "
+        f"one of {', '.join(sorted(known.__name__ for known in _ROUTERS.values()))}"
+    )
 
 
 def _custom(

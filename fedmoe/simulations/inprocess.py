@@ -11,7 +11,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fedmoe.clients import Experiment
+from fedmoe.clients import Clients, Experiment
 from fedmoe.clients.states import StackedStates
 from fedmoe.data.federation import Ints
 from fedmoe.messages.replies import Replies
@@ -23,18 +23,19 @@ class InProcessGrid(CohortGrid):
     """Delivers messages to clients of this process and returns their replies at once.
 
     Attributes:
-        experiment: what the clients have in common.
-        states: the clients' private arrays.
+        members: the clients.
+        states: their private arrays.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment.data.num_clients)
-        self.experiment, self.states = experiment, StackedStates()
+        self.states = StackedStates()
+        self.members = Clients(experiment, self.states)
 
     @override
     def answer(self, messages: Sequence[Message], clients: Ints) -> Replies:
         """See `CohortGrid`."""
-        return answer_in_shards(self.experiment, messages, clients, self.states)
+        return answer_in_shards(self.members, messages, clients)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All clients' private arrays, for a checkpoint."""

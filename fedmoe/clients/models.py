@@ -1,0 +1,42 @@
+"""Models to predict with, as a server's and the clients' scores are about them."""
+
+from torch import nn
+
+from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.job import Job
+from fedmoe.clients.requests import EvaluateRequest
+from fedmoe.clients.states import StackedStates, States
+from fedmoe.models import Parameters
+from fedmoe.models.filled import filled
+
+
+def global_model(experiment: Experiment, request: EvaluateRequest) -> nn.Module | None:
+    """The model that all clients share, a copy on the CPU; `None` where there is no such thing.
+
+    Args:
+        experiment: with the architecture.
+        request: what one client is asked to evaluate.
+    """
+    job = Job(experiment, request, StackedStates())
+    params = experiment.algorithm.shared_model(job)
+    return None if params is None else _made(job, params)
+
+
+def own_model(experiment: Experiment, request: EvaluateRequest, states: States) -> nn.Module:
+    """One client's personalised model, or else the one that all share; a copy on the CPU.
+
+    Args:
+        experiment: with the architecture.
+        request: what the client is asked to evaluate.
+        states: with the client's private arrays.
+    """
+    job = Job(experiment, request, states)
+    params = experiment.algorithm.personal_model(job, job.start())
+    if params is None:
+        params = experiment.algorithm.shared_model(job)
+    assert params is not None  # there is one of the two
+    return _made(job, params)
+
+
+def _made(job: Job, params: Parameters) -> nn.Module:
+    return filled(job.model_of(params), {name: value[0] for name, value in params.items()})
