@@ -57,10 +57,10 @@ class Parts:
             config = divided_among(config, self.num_clients)
         table = asdict(config)
         if self.experts or self.router:
-            _check(table, "model", "moe", "experts and a router")
+            _check(table, "model", "moe", "experts and routers are")
             table["model"] |= self._mixture()
         if self.meta_learner is not None:
-            _check(table, "strategy", "insight", "a MetaLearner")
+            _check(table, "strategy", "insight", "a MetaLearner is")
             table["meta_learner"] = asdict(self.meta_learner.config)
             table["strategy"]["memory_rounds"] = self.meta_learner.memory.max_rounds
         return validate(table)
@@ -141,7 +141,7 @@ def counted(num_clients: int | None, given: Sequence[Client]) -> int | None:
 
 def _check(table: dict[str, Any], group: str, option: str, what: str) -> None:
     if (chosen := table[group]["name"]) != option:
-        raise ConfigError(f"{group}={chosen}: {what} are for {group}={option}")
+        raise ConfigError(f"{group}={chosen}: {what} for {group}={option}")
 
 
 def _registered(module: ModuleFactory) -> str:
