@@ -1,6 +1,7 @@
 """`Server`: what notebooks call and every entry point runs."""
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,11 +185,36 @@ def test_a_run_that_broke_off_goes_on_from_its_last_checkpoint(
     assert_same_run(path_of(server), simulated("command", *words))
 
 
+def test_after_an_interrupt_it_goes_on_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*RUNS["kept-moments"], "rounds=5"]
+
+    class Interrupted:
+        def update(self, metrics: dict[str, Any]) -> None:
+            if metrics["round"] == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    @contextmanager
+    def open_progress(*arguments: object) -> Iterator[Interrupted]:
+        yield Interrupted()
+
+    server = Server(overrides=words)
+    grid = server.grid
+    with monkeypatch.context() as patch:
+        patch.setattr(fedmoe.run, "open_progress", open_progress)
+        with pytest.raises(KeyboardInterrupt):
+            server.run()
+    assert server.state.standing.round == 3
+    assert server.grid is grid  # workers, where there are any, are not started again
+    server.run()
+    assert_same_run(path_of(server), simulated("command", *words))
+
+
 def test_a_run_of_an_earlier_day_is_resumed() -> None:
     words = RUNS["insight"]
     path = simulated("earlier", *words, "rounds=2")
     server = Server(overrides=[f"resume={path}", "rounds=3"])
-    assert len(server.memory) == 2 * 5  # also before it runs
+    assert server.states.read("model", np.array([1]), {}) is not None  # also before it runs
+    assert len(server.memory) == 2 * 5
     own = parameters_of(server.clients[1].model())
     assert not torch.equal(own["weight"], server.experiment.initial["weight"])
     server.run()
