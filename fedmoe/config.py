@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedmoe.configuration.composition import default_composer
+from fedmoe.configuration.locating import hints, locate
 from fedmoe.configuration.wording import allowed, hint, no_such_key, one_line
 from fedmoe.configuration.words import (
     PATH_KEYS,
@@ -163,8 +164,7 @@ def _with_paths(table: Any) -> dict[Any, Any]:
 
 def _explain(problem: ErrorDetails, words: Sequence[Word]) -> str:
     """Turn one of pydantic's findings into our one line."""
-    location = problem["loc"]
-    cls, path = _section(location)
+    cls, path, group = locate(problem["loc"])
     kind, dotted = problem["type"], ".".join(map(str, path))
     if kind == "json_invalid":
         return f"the configuration is not valid JSON text: {problem['ctx']['error']}"
@@ -172,12 +172,10 @@ def _explain(problem: ErrorDetails, words: Sequence[Word]) -> str:
         return str(problem["ctx"]["error"]) if kind == "value_error" else (
             f"the configuration {_rule(problem)}"
         )  # fmt: skip
-    renamed = [word for word in words if word.text.startswith(f"{path[0]}.name=")]
-    if renamed and kind != "union_tag_invalid":
-        option = renamed[-1].text.partition("=")[2]
-        return f"{renamed[-1].shown}: not set by itself; type {path[0]}={option}"
+    if kind != "union_tag_invalid" and (renamed := _renamed(path, words)) is not None:
+        return renamed
     if kind == "missing":
-        choice = f"; choose the option with {path[0]}=..." if len(path) > 1 else ""
+        choice = f"; choose the option with {group}=..." if len(path) > 1 else ""
         return f"{dotted}: missing{choice}"
     if kind == "value_error":
         return f"{_shown(dotted, words, below=True)}: {problem['ctx']['error']}"
@@ -185,15 +183,27 @@ def _explain(problem: ErrorDetails, words: Sequence[Word]) -> str:
     shown = _shown(dotted, words, problem["input"], below=extra)
     if extra:
         section = "".join(f"{part}." for part in path[:-1])
-        return f"{shown}: {no_such_key(section, str(path[-1]), list(_hints(cls)))}"
+        return f"{shown}: {no_such_key(section, str(path[-1]), list(hints(cls)))}"
     if kind == "union_tag_invalid":
         shown = _shown(f"{dotted}.name", words, problem["ctx"]["tag"])
         names = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
         return f"{shown}: no such option; {hint(problem['ctx']['tag'], names)}{allowed(names)}"
     if kind == "union_tag_not_found":
-        return f"{dotted}.name: missing; choose the option with {dotted}=..."
-    nullable = NoneType in get_args(_hints(cls).get(str(path[-1])))
+        return f"{dotted}.name: missing; choose the option with {group}=..."
+    nullable = NoneType in get_args(hints(cls).get(str(path[-1])))
     return f"{shown}: {_rule(problem)}{' or null' if nullable else ''}"
+
+
+def _renamed(path: Sequence[int | str], words: Sequence[Word]) -> str | None:
+    """Say how an option is picked, to somebody who set the `name` of one alone."""
+    for depth in range(1, len(path) + 1):
+        key = ".".join(map(str, path[:depth]))
+        for word in reversed(words):
+            if word.text.startswith(f"{key}.name="):
+                option = word.text.partition("=")[2]
+                group = key.replace(".", "/")
+                return f"{word.shown}: not set by itself; type {group}={option}"
+    return None
 
 
 def _rule(problem: ErrorDetails) -> str:
@@ -210,26 +220,6 @@ def _rule(problem: ErrorDetails) -> str:
         if problem["msg"].startswith(before):
             return "must " + problem["msg"].removeprefix(before).partition(" after validation")[0]
     return problem["msg"]
-
-
-def _section(location: tuple[int | str, ...]) -> tuple[type, tuple[int | str, ...]]:
-    """The class that holds a value, and its path without pydantic's union tags.
-
-    pydantic says `model, mlp, hidden, 0` where the user types `model.hidden`.
-    """
-    if len(location) < 2:
-        return ExperimentConfig, location
-    group, rest = str(location[0]), location[1:]
-    hinted = _hints(ExperimentConfig)[group]
-    for option in get_args(get_args(hinted)[0]) if get_args(hinted) else ():
-        if rest[0] in get_args(_hints(option)["name"]):
-            return option, (group, *rest[1:2])
-    return hinted, (group, rest[0])
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
 
 
 def _shown(dotted: str, words: Sequence[Word], value: Any = ..., below: bool = False) -> str:

@@ -59,12 +59,13 @@ def message_sizes(sent: Sequence[Message]) -> dict[int, int]:
     """Bytes sent to each node; arrays that many share are measured once."""
     known: dict[int, int] = {}
     if isinstance(sent, Broadcast) and not sent.has_made:
-        everybody = sum(map(record_bytes, sent.records.values()))
+        everybody = {key: record_bytes(record) for key, record in sent.records.items()}
         if sent.personal is None:
-            return dict.fromkeys(sent.nodes, everybody)
+            return dict.fromkeys(sent.nodes, sum(everybody.values()))
         for own in sent.personal:
-            if id(own) not in known:
-                known[id(own)] = everybody + sum(map(record_bytes, own.values()))
+            if id(own) not in known:  # one's own record goes in place of everybody's
+                both = everybody | {key: record_bytes(record) for key, record in own.items()}
+                known[id(own)] = sum(both.values())
         own_sizes = [known[id(own)] for own in sent.personal]
         return dict(zip(sent.nodes, own_sizes, strict=True))
     sizes = {}

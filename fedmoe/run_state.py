@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedmoe.clients.answering import evaluation_of
+from fedmoe.clients.models import evaluation_of
 from fedmoe.clients.requests import EvaluateRequest
 from fedmoe.errors import RunError
 from fedmoe.messages.arrays import to_record

@@ -8,9 +8,8 @@ Letters: C messages, n of them in a group.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
@@ -74,7 +73,7 @@ def answer_cohort(
     groups: dict[tuple[object, ...], list[_Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places)
+            asked = _read(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
         except Exception as error:
             answering.fail(places, error)
         else:
@@ -94,14 +93,14 @@ class _Asked:
     places: Ints
     settings: Settings
     arrays: ArrayRecord | None
-    experts: ArrayRecord | None = None
-    guidance: Guidance | None = None
+    guidance: Guidance | None
+    extras: Mapping[str, ArrayRecord]
 
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
         guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        held = signature_of(self.experts)["index"] if self.experts else ()
-        return self.kind, self.settings, self.arrays is None, held, guided
+        extras = tuple((key, str(signature_of(r))) for key, r in self.extras.items())
+        return self.kind, self.settings, self.arrays is None, guided, extras
 
 
 class _Answering:
@@ -136,16 +135,28 @@ class _Answering:
 
     def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
-        if group[0].kind == MessageType.EVALUATE:
-            scored = EvaluateRequest(clients=clients, **_in_common(group, source))
+        first = group[0]
+        sent = [asked.arrays for asked in group if asked.arrays is not None]
+        params = _gathered(sent, source) if sent else None
+        extras = {
+            key: _gathered([asked.extras[key] for asked in group], source) for key in first.extras
+        }
+        experts = extras.pop(words.EXPERTS, {}).get("index")
+        if first.kind == MessageType.EVALUATE:
+            scored = EvaluateRequest(
+                clients=clients, settings=first.settings, params=params, experts=experts
+            )
             return evaluate_clients(self.experiment, scored, self.states)
         return train_clients(
             self.experiment,
             TrainRequest(
                 clients=clients,
+                settings=first.settings,
+                params=params,
+                experts=experts,
                 guidance=[asked.guidance for asked in group if asked.guidance],
                 guidance_of=source,
-                **_in_common(group, source),
+                extras=extras,
             ),
             self.states,
         )
@@ -155,59 +166,42 @@ class _Answering:
         self.errors |= dict.fromkeys(places.tolist(), _failure(error))
 
 
-def evaluation_of(message: Message, client: int) -> EvaluateRequest:
-    """What a message asks one client to evaluate.
-
-    Raises:
-        ValueError: the message is malformed.
-    """
-    asked = _read(message.content, MessageType.EVALUATE, np.zeros(1, dtype=np.int64))
-    return EvaluateRequest(clients=np.array([client]), **_in_common([asked], asked.places))
-
-
-def _in_common(group: Sequence[_Asked], source: Ints) -> dict[str, Any]:
-    """What train and evaluate requests both have, of clients (n,) asked `group[source]`."""
-    held = _gathered([asked.experts for asked in group], source)
-    return {
-        "settings": group[0].settings,
-        "params": _gathered([asked.arrays for asked in group], source),
-        "experts": None if held is None else held["index"],
-    }
-
-
-def _gathered(sent: Sequence[ArrayRecord | None], source: Ints) -> Parameters | None:
-    """The arrays that were sent: one row if all were sent the same, else one for each client."""
-    records = [record for record in sent if record is not None]
-    if not records:
-        return None
+def _gathered(records: Sequence[ArrayRecord], source: Ints) -> Parameters:
+    """What was sent: one row if it is the same for all, else `records[source]`."""
     if shared(records):
         return gather(records[:1])
     return Stack(gather(records)).take(source).tensors
 
 
-def _read(content: RecordDict, kind: str, places: Ints) -> _Asked:
+def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) -> _Asked:
     """Turn a message's content into a request.
+
+    Args:
+        content: of the message.
+        kind: Flower's message type.
+        places: who was sent it.
+        reads: keys of further array records that a train message may have.
 
     Raises:
         ValueError: the message is of an unknown kind or malformed.
     """
-    arrays = content.get(words.ARRAYS)
-    if arrays is not None and not isinstance(arrays, ArrayRecord):
-        raise ValueError(f"record {words.ARRAYS!r} must be an ArrayRecord")
+    arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
-        return _Asked(kind, places, _settings(content), arrays, _experts(content))
+        extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
+        return _Asked(kind, places, settings_of(content), arrays, None, extras)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
-    return _Asked(
-        kind, places, _settings(content), arrays, _experts(content), words.get_guidance(content)
-    )
+    found = [(key, _get_arrays(content, key)) for key in reads]
+    found.append((words.EXPERTS, _experts(content)))
+    extras = {key: record for key, record in found if record is not None}
+    return _Asked(kind, places, settings_of(content), arrays, words.get_guidance(content), extras)
 
 
 def _experts(content: RecordDict) -> ArrayRecord | None:
-    record = content.get(words.EXPERTS)
+    record = _get_arrays(content, words.EXPERTS)
     if record is None:
         return None
-    if not isinstance(record, ArrayRecord) or signature_of(record).keys() != {"index"}:
+    if signature_of(record).keys() != {"index"}:
         raise ValueError(f"record {words.EXPERTS!r} must hold the array index")
     shape, dtype = signature_of(record)["index"]
     if len(shape) != 1 or dtype != "int64":
@@ -215,7 +209,19 @@ def _experts(content: RecordDict) -> ArrayRecord | None:
     return record
 
 
-def _settings(content: RecordDict) -> Settings:
+def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
+    record = content.get(key)
+    if record is not None and not isinstance(record, ArrayRecord):
+        raise ValueError(f"record {key!r} must be an ArrayRecord")
+    return record
+
+
+def settings_of(content: RecordDict) -> Settings:
+    """What a message sets.
+
+    Raises:
+        ValueError: a setting is not what it must be.
+    """
     config = words.get_config(content)
     wanted = config.get(words.WANTED_PAYLOADS)
     if isinstance(wanted, list):

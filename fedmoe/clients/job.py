@@ -3,7 +3,7 @@
 Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmoe.clients.experiment import Experiment
-from fedmoe.clients.experts import held_rows, with_rows
+from fedmoe.clients.experts import held_rows, held_state, with_rows, with_state
 from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
@@ -24,7 +25,9 @@ from fedmoe.training.cohort import Cohort, Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
-from fedmoe.training.terms import Term
+from fedmoe.training.terms import Prior, Term
+
+Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 @dataclass
@@ -62,14 +65,17 @@ class Job:
         Raises:
             ValueError: they are not the parameters that travel; private ones are refused, too.
         """
-        if self.request.params is None:
+        params, (shared, private) = self.request.params, self.experiment.parts
+        if params is None:
+            # Only who keeps a whole model can go on without being sent one.
+            if (shared and private) or self.request.experts is not None:
+                raise ValueError("no model was sent")
             return {}
-        params, (shared, _) = self.request.params, self.experiment.parts
         held = () if self.experts is None else (self.experts.shape[1],)
         expected = {name: (*held, *value.shape[1 + len(held) :]) for name, value in shared.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in params.items()}
         if shapes != expected:
-            raise ValueError(f"the received model has shapes {shapes}, expected {expected}")
+            raise ValueError(f"the received model {_difference(shapes, expected)}")
         # Flower's FedOpt family sends float64 for a float32 model.
         return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
 
@@ -80,12 +86,14 @@ class Job:
         Raises:
             ValueError: there are none such, or they do not ascend.
         """
-        index = self.request.experts
+        index, model = self.request.experts, self.experiment.model
         if index is None:
             return None
-        if not isinstance(self.experiment.model, MixtureOfExperts):
+        if not isinstance(model, MixtureOfExperts):
             raise ValueError("experts were sent for a model that has none")
-        most = self.experiment.model.num_experts
+        most = model.num_experts
+        if any(value.shape[1] != most for value in self.experiment.parts[0].values()):
+            raise ValueError("experts were sent for a model whose experts do not all travel")
         ascends = bool((index.diff(dim=1) > 0).all())
         if not ascends or not index.shape[1] or bool((index < 0).any() | (index >= most).any()):
             raise ValueError(f"experts {index[0].tolist()} must ascend and lie in 0..{most - 1}")
@@ -100,7 +108,8 @@ class Job:
         if self.experts is not None:
             return self.experts
         count = next(iter(params.values())).shape[1]
-        return torch.arange(count).expand(len(self.clients), count)
+        index_E = torch.arange(count, device=self.experiment.device)
+        return index_E.expand(len(self.clients), count)
 
     def model_of(self, params: Parameters) -> nn.Module:
         """The model for some parameters: a mixture may have all of its experts, or fewer."""
@@ -108,6 +117,11 @@ class Job:
         if isinstance(model, MixtureOfExperts):
             return model.like(next(iter(params.values())).shape[1])
         return model
+
+    def each(self, params: Parameters) -> Parameters:
+        """(C, ...) of parameters some of which are (1, ...), as all have the same."""
+        count = len(self.clients)
+        return {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
 
     def start(self) -> Parameters:
         """The clients' models: what was received, and their own of all else."""
@@ -145,6 +159,11 @@ class Job:
         if found is None:
             return default
         return {name: found[name].to(self.experiment.device) for name in default}
+
+    def extra(self, key: str) -> Parameters:
+        """Further arrays that were sent, as `received`; nothing if there were none."""
+        extras = self.request.extras if isinstance(self.request, TrainRequest) else {}
+        return {n: value.to(self.experiment.device) for n, value in extras.get(key, {}).items()}
 
     def keep(self, key: str, arrays: Parameters) -> None:
         """Keep private arrays, (C, ...) by name, once all has gone well; see `finish`."""
@@ -185,7 +204,9 @@ class Job:
         epochs: int | None = None,
         frozen: frozenset[str] = frozenset(),
         terms: Sequence[Term] = (),
-        optimizer: str = OPTIMIZER,
+        prior: Prior | None = None,
+        optimizer: str | None = OPTIMIZER,
+        experts: Tensor | None = None,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
 
@@ -194,16 +215,26 @@ class Job:
             epochs: passes over the data; the configuration's if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
-            optimizer: under which key the optimiser's state is kept, where it is kept.
+            prior: on the parameters; the request's own comes first.
+            optimizer: under which key the optimiser's state is kept, where it is kept; `None`
+                for one that begins afresh and is not kept.
+            experts: (C, M) which experts `params` holds; those that were sent if `None`.
         """
-        cohort = self._cohort(params, epochs, frozen, terms, optimizer)
+        held = self.experts if experts is None else experts
         experiment = self.experiment
+        kept = None if experiment.config.training.reset_optimizer else optimizer
+        cohort = self._cohort(params, epochs, frozen, terms, prior, kept, held)
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
                 experiment.config.training, cohort, experiment.router_losses,
             )  # fmt: skip
-        self.keep(optimizer, trained.optimizer_state)
+        if kept is not None and trained.optimizer_state:
+            state = trained.optimizer_state
+            if held is not None:
+                fresh = self._fresh_state(params.keys() - frozen)
+                state = with_state(self.own(kept, fresh), held, state)
+            self.keep(kept, state)
         return trained
 
     def _cohort(
@@ -212,17 +243,20 @@ class Job:
         epochs: int | None,
         frozen: frozenset[str],
         terms: Sequence[Term],
-        optimizer: str,
+        prior: Prior | None,
+        optimizer: str | None,
+        held: Tensor | None,
     ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
-        wide = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
-        asked, prior, insight = list[Term](), None, False
+        wide = self.each(params)
+        asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
             asked = guided_terms(self.experiment, request, self.samples, wide)
-            prior = guided_prior(self.experiment, request, self.samples.count_C)
+            prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
             insight = request.settings.payloads is not None
-        moving = {name: value[:1] for name, value in wide.items() if name not in frozen}
-        goes_on = not config.reset_optimizer
+        state = None
+        if optimizer is not None:
+            state = self._optimizer_state(optimizer, wide.keys() - frozen, held)
         return Cohort(
             client_C=self.clients,
             rows_Cn=self.samples.rows_Cn,
@@ -232,25 +266,48 @@ class Job:
             round=request.settings.round,
             epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
             lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
-            optimizer_state=self._optimizer_state(optimizer, moving) if goes_on else None,
+            optimizer_state=state,
             terms=[*asked, *terms],
             prior=prior,
+            federation=federation_load(self),
             wants_gradient_norms=insight,
-            wants_optimizer_state=goes_on,
+            wants_optimizer_state=optimizer is not None,
             frozen=frozen,
         )
 
-    def _optimizer_state(self, key: str, moving: Parameters) -> Parameters | None:
+    def _optimizer_state(
+        self, key: str, moving: Set[str], held: Tensor | None
+    ) -> Parameters | None:
         """What the clients go on from; `None` if all begin."""
-        fresh = make_optimizer(self.experiment.config.training).initial_state(moving)
-        found = self.states.read(key, self.clients, fresh)
-        return found and {n: value.to(self.experiment.device) for n, value in found.items()}
+        found = self.states.read(key, self.clients, self._fresh_state(moving))
+        if found is None:
+            return None
+        found = {n: value.to(self.experiment.device) for n, value in found.items()}
+        return found if held is None else held_state(found, held)
+
+    def _fresh_state(self, moving: Set[str]) -> Parameters:
+        """The optimiser's, for some of the model's parameters with all experts; (1, ...)."""
+        initial = self.experiment.initial
+        whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
+        return make_optimizer(self.experiment.config.training).initial_state(whole)
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""
         samples = self.samples_of(part)
+        if any(len(value) > 1 for value in params.values()):  # not one model for everybody
+            params = self.each(params)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
             )  # fmt: skip
+
+
+def _difference(shapes: Shapes, expected: Shapes) -> str:
+    """The first difference, in words."""
+    if missing := sorted(expected.keys() - shapes.keys()):
+        return f"lacks {', '.join(missing)}"
+    if extra := sorted(shapes.keys() - expected.keys()):
+        return f"has {', '.join(extra)}, which does not travel"
+    name = next(name for name in expected if shapes[name] != expected[name])
+    return f"has {name} of shape {shapes[name]}, expected {expected[name]}"

@@ -6,6 +6,7 @@ Letters: C clients of the cohort.
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.insights import as_numbers, make_insights
 from fedmoe.clients.job import Job
+from fedmoe.clients.load import exchange_load, exchanges_load
 from fedmoe.clients.requests import MODEL, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Part
@@ -31,6 +32,8 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
     if (counts_C == 0).any():
         raise ValueError(f"client {request.clients[counts_C == 0][0]} has no training data")
     trained = experiment.algorithm.train(job, job.start())
+    if exchanges_load(experiment):
+        trained = exchange_load(job, trained)
     records: Records = {
         **experiment.algorithm.told(job, trained),
         words.METRICS: {

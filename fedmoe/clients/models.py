@@ -1,13 +1,30 @@
 """Models to predict with, as a server's and the clients' scores are about them."""
 
+import numpy as np
+from flwr.app import Message
 from torch import nn
 
+from fedmoe.clients.answering import settings_of
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.job import Job
 from fedmoe.clients.requests import EvaluateRequest
 from fedmoe.clients.states import StackedStates, States
+from fedmoe.messages import words
+from fedmoe.messages.arrays import from_record
 from fedmoe.models import Parameters
 from fedmoe.models.filled import filled
+
+
+def evaluation_of(message: Message, client: int) -> EvaluateRequest:
+    """What a server's message asks one client to evaluate."""
+    sent = {key: from_record(record) for key, record in message.content.array_records.items()}
+    stacked = {key: {n: t[None] for n, t in named.items()} for key, named in sent.items()}
+    return EvaluateRequest(
+        clients=np.array([client]),
+        settings=settings_of(message.content),
+        params=stacked.get(words.ARRAYS),
+        experts=stacked.get(words.EXPERTS, {}).get("index"),
+    )
 
 
 def global_model(experiment: Experiment, request: EvaluateRequest) -> nn.Module | None:

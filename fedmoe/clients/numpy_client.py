@@ -141,8 +141,9 @@ class Client(NumPyClient):
             params=self._params(parameters),
         )
         records = train_clients(self.experiment, request, self.home.states)
-        trained, metrics = cast(Stack, records[words.ARRAYS]), cast(Numbers, records[words.METRICS])
-        arrays = [trained.tensors[name][0].cpu().numpy() for name in self.experiment.shared]
+        trained, metrics = records.get(words.ARRAYS), cast(Numbers, records[words.METRICS])
+        sent = trained.tensors if isinstance(trained, Stack) else {}
+        arrays = [sent[name][0].cpu().numpy() for name in self.experiment.shared]
         loss = float(metrics[words.LOSS][0])
         return arrays, int(metrics[words.NUM_EXAMPLES][0]), {words.LOSS: loss}
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedmoe.clients.experiment import Experiment
 from fedmoe.models.linear import Linear
 from fedmoe.training.pool import Samples
+from fedmoe.training.representations import class_sums
 
 
 def make_payloads(
@@ -41,11 +41,12 @@ def prototypes(
         num_classes: O.
         min_count: fewest samples of a class that may be told.
     """
-    member_CnO = functional.one_hot(y_Cn, num_classes).float() * real_Cn.unsqueeze(-1)
-    count_CO = member_CnO.sum(dim=1)
+    sum_COD, count_CO = class_sums(x_CnD, y_Cn, real_Cn, num_classes)
     told_CO = (count_CO >= min_count).float()
-    sum_COD = torch.bmm(member_CnO.mT, x_CnD) * told_CO.unsqueeze(-1)
-    return {"prototype_sum": sum_COD, "prototype_count": count_CO * told_CO}
+    return {
+        "prototype_sum": sum_COD * told_CO.unsqueeze(-1),
+        "prototype_count": count_CO * told_CO,
+    }
 
 
 def statistics(x_CnD: Tensor, y_CnO: Tensor, real_Cn: Tensor) -> dict[str, Tensor]:

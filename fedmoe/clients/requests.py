@@ -6,7 +6,7 @@ into these.
 Letters: C clients of the cohort.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +51,8 @@ class TrainRequest:
         experts: (C, M) or (1, M) which experts `params` holds, ascending; all if `None`.
         guidance: what the MetaLearner told; empty if it told nothing.
         guidance_of: (C,) which of it each client was told.
+        extras: further arrays that the clients' algorithm reads, by the key of their record;
+            as `params`.
     """
 
     clients: Ints
@@ -59,6 +61,7 @@ class TrainRequest:
     experts: Tensor | None = None
     guidance: Sequence[Guidance] = ()
     guidance_of: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    extras: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

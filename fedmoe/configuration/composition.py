@@ -1,6 +1,5 @@
 """Hydra's composition of words into one configuration, with errors that a user understands."""
 
-import copy
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fedmoe.configuration.loader import Loader
 from fedmoe.configuration.wording import allowed, hint, no_such_key
 from fedmoe.configuration.words import BROKEN, Word
 from fedmoe.errors import ConfigError
@@ -27,36 +26,6 @@ VERSION_BASE = "1.3"
 _EXPERIMENT = "experiment"
 _LAUNCHER = "hydra/launcher"
 _LAUNCHER_EXTRAS = {"joblib": "joblib", "ray": "sweeps"}  # by option, what brings it
-
-
-class Loader(ConfigLoaderImpl):
-    """Hydra's loader, spared from composing once more what has been composed already.
-
-    Composing takes longer than the rounds of a small run, copying does not.
-    """
-
-    def __init__(self, search_path: ConfigSearchPath) -> None:
-        super().__init__(search_path)
-        self._offered: dict[tuple[str, ...], DictConfig] = {}
-
-    def offer(self, words: Sequence[str], config: DictConfig) -> None:
-        """Keep a copy of the configuration of a run for when Hydra asks for these words."""
-        self._offered[tuple(words)] = copy.deepcopy(config)
-
-    def load_configuration(
-        self,
-        config_name: str | None,
-        overrides: list[str],
-        run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
-    ) -> DictConfig:
-        """See `ConfigLoader`; what was offered is handed out once."""
-        if run_mode == RunMode.RUN and (known := self._offered.pop(tuple(overrides), None)):
-            return known
-        return super().load_configuration(
-            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
-        )
 
 
 class Composer:
@@ -83,8 +52,8 @@ class Composer:
         self.name = name or CONFIG_NAME
 
     def is_group(self, key: str) -> bool:
-        """Whether the key is a configuration group, such as `model` or `hydra/launcher`."""
-        return "/" in key or bool(key and self.loader.repository.group_exists(key))
+        """Whether the key is a configuration group, such as `model` or `model/router`."""
+        return bool(key and self.loader.repository.group_exists(key))
 
     def compose(self, words: Sequence[Word], sweep: bool = False) -> DictConfig:
         """Compose one configuration, Hydra's own node included.
@@ -121,7 +90,7 @@ class Composer:
             except BROKEN as broken:
                 return ConfigError(f"{word.shown}: {_grammar_problem(word, broken)}")
         for word, override in parsed:
-            if self.is_group(override.key_or_group) and (why := self._wrong_option(override)):
+            if (why := self._wrong_choice(override, words)) is not None:
                 return ConfigError(f"{word.shown}: {why}")
         problem = self._misplaced(words) or self._wrong_key(parsed)
         if problem is not None:
@@ -130,6 +99,31 @@ class Composer:
         if swept and not sweep:
             return ConfigError(f"{swept[0].shown}: several values need --multirun, or quotes")
         return ConfigError(_brief(error))
+
+    def _wrong_choice(self, override: Override, words: Sequence[Word]) -> str | None:
+        """What is wrong with a word that picks an option, if it is one."""
+        group = override.key_or_group
+        if self.is_group(group):
+            return self._wrong_option(override) or self._homeless(group, words)
+        if "/" not in group:
+            return None
+        above, _, name = group.rpartition("/")
+        groups = self.loader.list_groups(above)
+        where = f" in {above}" if self.is_group(above) else ""
+        return f"no such group; {hint(name, groups, f'{above}/')}{allowed(groups, where)}"
+
+    def _homeless(self, group: str, words: Sequence[Word]) -> str | None:
+        """Say whose group it is, where the option above it has none of that name."""
+        above, _, name = group.rpartition("/")
+        if not self.is_group(above):
+            return None
+        try:
+            table = self._load([word for word in words if word.key != group], sweep=True)
+        except Exception:  # something else is wrong as well
+            return None
+        if OmegaConf.select(table, group.replace("/", ".")) is not None:
+            return None
+        return f"it belongs to {' and '.join(self._owners(above, name))}"
 
     def _wrong_option(self, override: Override) -> str | None:
         group = override.key_or_group
@@ -182,18 +176,22 @@ class Composer:
                 return f"no such key; {seen.rstrip('.')} is a single value"
             if part not in node:
                 names = [name for name in node if name != "hydra"]
-                return no_such_key(seen, part, names, self._owners(key), table)
+                owners = self._owners(seen.rstrip(".").replace(".", "/"), part)
+                return no_such_key(seen, part, names, owners, table)
             node, seen = node[part], f"{seen}{part}."
         return None
 
-    def _owners(self, key: str) -> list[str]:
-        """The options that do have a key of a group: `partition=dirichlet` for `alpha`."""
-        group, _, name = key.partition(".")
-        if not name or not self.is_group(group):
+    def _owners(self, group: str, name: str) -> list[str]:
+        """The options that do have a key or group: `partition=dirichlet` for `alpha`."""
+        if not self.is_group(group):
             return []
-        load = self.loader.repository.load_config
-        results = {o: load(f"{group}/{o}") for o in self.loader.get_group_options(group)}
-        return [f"{group}={o}" for o, result in results.items() if result and name in result.config]
+        found = []
+        for option in self.loader.get_group_options(group):
+            result = self.loader.repository.load_config(f"{group}/{option}")
+            below = [getattr(d, "group", None) for d in (result and result.defaults_list) or ()]
+            if result and (name in result.config or name in below):
+                found.append(f"{group}={option}")
+        return found
 
 
 @functools.cache

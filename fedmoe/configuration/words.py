@@ -25,6 +25,7 @@ BROKEN = (HydraException, ValueError, RecursionError)  # what Hydra's parser and
 _OPEN_TABLES = (
     "data.options.",
     "model.options.",
+    "model.expert_options.",
     "strategy.options.",
 )  # any key may be added to these
 
@@ -89,7 +90,7 @@ def merge(words: Sequence[Word], is_group: Callable[[str], bool]) -> list[Word]:
     """
     kept: list[Word] = []
     said: set[str] = set()
-    for word in reversed(words):
+    for word in reversed([_as_group(word, is_group) for word in words]):
         subject = word.key if is_group(word.key) else word.text.partition("=")[0]
         if word.text.partition("=")[2].startswith("{"):
             kept.append(word)
@@ -97,6 +98,15 @@ def merge(words: Sequence[Word], is_group: Callable[[str], bool]) -> list[Word]:
             said.add(subject)
             kept.append(word)
     return [w for w in reversed(kept) if w.text not in {"+experiment=null", "~experiment"}]
+
+
+def _as_group(word: Word, is_group: Callable[[str], bool]) -> Word:
+    """Say `model/router=x` for `model.router=x`: no variable or keyword can hold a slash."""
+    key, equals, value = word.text.partition("=")
+    group = key.replace(".", "/")
+    if "." not in key or value.startswith("{") or not is_group(group):
+        return word
+    return Word(f"{group}{equals}{value}", word.shown)
 
 
 def quoted(raw: str) -> str:

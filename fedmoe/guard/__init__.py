@@ -16,6 +16,7 @@ from fedmoe.errors import ReplyError
 from fedmoe.guard.columns import doubtful, part_kind
 from fedmoe.guard.message_check import MessageCheck, one_line
 from fedmoe.messages import words
+from fedmoe.messages.arrays import signature_of
 from fedmoe.messages.replies import Replies
 from fedmoe.schema import RuntimeBase
 
@@ -134,7 +135,7 @@ def _refuse_odd_contents(result: Inspection) -> None:
     a record more than the others.
     """
     kinds = {
-        (tuple(r.content), tuple(map(type, r.content.values())), tuple(r.content[words.METRICS]))
+        (tuple(map(_record_kind, r.content, r.content.values())), tuple(r.content[words.METRICS]))
         for r in result.good
     }
     if len(kinds) <= 1:
@@ -149,11 +150,12 @@ def _refuse_odd_contents(result: Inspection) -> None:
 
 def _labels(content: RecordDict) -> frozenset[str]:
     """What a reply holds: its records, and the names of its metrics."""
-    records = {f"{key} ({_record_kind(record)})" for key, record in content.items()}
+    records = {f"{key} ({_record_kind(key, record)})" for key, record in content.items()}
     return frozenset(records.union(content[words.METRICS]))
 
 
-def _record_kind(record: object) -> str:
+def _record_kind(key: str, record: object) -> str:
     if isinstance(record, ArrayRecord):
-        return "arrays"
+        # Loads are averaged without knowing how many experts there are.
+        return f"arrays {signature_of(record)}" if key == words.LOAD else "arrays"
     return "metrics" if isinstance(record, MetricRecord) else "config"

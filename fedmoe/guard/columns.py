@@ -64,5 +64,10 @@ def doubtful(
 
 def part_kind(part: Part) -> tuple[object, ...]:
     """What the replies of a part hold; strategies merge replies that hold the same."""
-    records = tuple((key, isinstance(record, Stack)) for key, record in part.records.items())
+    records = tuple(
+        (key, str(record.signature) if key == words.LOAD else "arrays")
+        if isinstance(record, Stack)
+        else (key, "numbers")
+        for key, record in part.records.items()
+    )
     return records, tuple(part.means), tuple(part.numbers(words.METRICS))

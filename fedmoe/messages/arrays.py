@@ -185,6 +185,9 @@ def gather(records: Iterable[ArrayRecord]) -> Parameters:
 
     Records of one stack are picked from it in one go; a record that all clients share is read
     once.
+
+    Raises:
+        ValueError: they hold different arrays.
     """
     items = list(records)
     if shared(items):
@@ -196,6 +199,8 @@ def gather(records: Iterable[ArrayRecord]) -> Parameters:
         rows = torch.tensor([s[1] for s in stacks if s is not None])
         return {name: tensor[rows] for name, tensor in first[0].tensors.items()}
     singles = [tensors_of(item) for item in items]
+    if any(one.keys() != singles[0].keys() for one in singles):
+        raise ValueError("records that are to be stacked hold different arrays")
     return {name: torch.stack([one[name] for one in singles]) for name in singles[0]}
 
 

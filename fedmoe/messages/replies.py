@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
 from fedmoe.messages import words
-from fedmoe.messages.arrays import CohortRecord, Numbers, Stack, gather
+from fedmoe.messages.arrays import CohortRecord, Numbers, Stack, gather, tensors_of
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.on_demand import MessagesOnDemand
 from fedmoe.messages.parts import Part, example_weights, weighted_sum
@@ -100,6 +100,14 @@ class Replies(MessagesOnDemand):
         selected._made = made
         return selected
 
+    def has_arrays(self, key: str) -> bool:
+        """Whether there are replies, and all of them hold arrays under a key."""
+        return (
+            len(self) > 0
+            and all(isinstance(part.records.get(key), Stack) for part in self.parts)
+            and all(key in message.content.array_records for message in self.plain.values())
+        )
+
     def arrays(self, key: str = words.ARRAYS) -> Parameters:
         """The clients' arrays of one record, stacked: (C, ...) by name; not to be changed.
 
@@ -167,6 +175,20 @@ class Replies(MessagesOnDemand):
         stacked = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
         first = int(np.argmin([part.rows.min() for part in merged]))
         return weighted_sum(stacked, share_P, first)
+
+    def total(self, key: str) -> Parameters:
+        """The sum over the clients of one record's arrays, in double precision."""
+        rows: list[Parameters] = [
+            {name: tensor[None] for name, tensor in tensors_of(record).items()}
+            for record in (message.content.array_records[key] for message in self.plain.values())
+        ]
+        rows += [cast(Stack, part.records[key]).tensors for part in self.parts]
+        return {
+            name: torch.stack(
+                [own[name].sum(dim=0, dtype=torch.float64).cpu() for own in rows]
+            ).sum(dim=0)
+            for name in rows[0]
+        }
 
     def _in_order(self, part: Part) -> bool:
         return len(part.rows) == len(self) and bool((part.rows[1:] > part.rows[:-1]).all())

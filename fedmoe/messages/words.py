@@ -17,8 +17,10 @@ METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
 GUIDANCE = "guidance"
+LOAD = "expert-load"  # how the experts are used: shares of samples, and mean probabilities
 EXPERTS = "experts"  # which experts of a mixture the arrays hold
 STRENGTHS = "strengths"  # validation losses by strength of a client's prior
+PROTOTYPES = "prototypes"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

@@ -23,7 +23,18 @@ from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
 from fedmoe.models.router_losses import RouterLosses
-from fedmoe.models.routers import ClientRouter, PriorRouter, Router, SoftmaxRouter
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
 from fedmoe.models.routing import Routing, StepContext
 from fedmoe.registry import Registry
 from fedmoe.schema import (
@@ -62,8 +73,14 @@ Factory = Callable[..., nn.Module]
 SingleConfig = LinearConfig | MlpConfig | CustomModelConfig
 _ROUTERS: dict[str, type[Router]] = {
     "client": ClientRouter,
+    "ensemble": EnsembleRouter,
+    "expert_choice": ExpertChoiceRouter,
+    "loss_free": LossFreeRouter,
+    "noisy": NoisyRouter,
     "prior": PriorRouter,
+    "rule": RuleRouter,
     "softmax": SoftmaxRouter,
+    "switch": SwitchRouter,
 }
 REGISTRY = Registry("model.factory", "registered model", "fedmoe.models.register")
 

@@ -20,6 +20,8 @@ from fedmoe.models.routing import Routing, StepContext
 
 Parameters = dict[str, Tensor]
 
+_ROUTING = "routing."
+
 
 class ModelOutput(NamedTuple):
     """One forward pass.
@@ -94,10 +96,8 @@ def stacked_forward(model: nn.Module) -> Forward:
     # Imported here: the first use of torch.func loads parts that built-in models do without.
     from torch.func import functional_call, vmap
 
-    def one_client(params: Parameters, x: Tensor) -> dict[str, Any]:
-        output = as_output(functional_call(model, params, (x,)))
-        # Only the parts that there are: vmap cannot return `None`.
-        return {name: part for name, part in output._asdict().items() if part is not None}
+    def one_client(params: Parameters, x: Tensor) -> Parameters:
+        return _parts(as_output(functional_call(model, params, (x,))))
 
     # Dropout draws differently for each client, as it would one by one.
     stacked = vmap(one_client, randomness="different")
@@ -107,17 +107,27 @@ def stacked_forward(model: nn.Module) -> Forward:
     ) -> ModelOutput:
         del context  # a user's module knows of none
         if len(x) > 1:
-            return ModelOutput(**stacked(dict(params), x))
+            return _output(stacked(dict(params), x))
         # A single client needs no vmap, so a module that vmap cannot take runs one by one.
         parts = one_client({name: p[0] for name, p in params.items()}, x[0])
-        return ModelOutput(**{name: _with_client(part) for name, part in parts.items()})
+        return _output({name: part[None] for name, part in parts.items()})
 
     return forward
 
 
-def _with_client(part: Any) -> Any:
-    """A tensor, or a routing, with a client axis of one."""
-    return Routing(*(one[None] for one in part)) if isinstance(part, Routing) else part[None]
+def _parts(output: ModelOutput) -> Parameters:
+    """The tensors that there are, by name: vmap can return neither `None` nor a class."""
+    parts = output._asdict()
+    if (routing := parts.pop("routing")) is not None:
+        parts |= {f"{_ROUTING}{name}": part for name, part in routing._asdict().items()}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _output(parts: Parameters) -> ModelOutput:
+    """The output of which these are the parts."""
+    routed = {name.removeprefix(_ROUTING): p for name, p in parts.items() if _ROUTING in name}
+    plain: dict[str, Any] = {name: p for name, p in parts.items() if _ROUTING not in name}
+    return ModelOutput(**plain, routing=Routing(**routed) if routed else None)
 
 
 def as_output(result: ModelOutput | Tensor) -> ModelOutput:

@@ -62,7 +62,7 @@ class Probabilities:
 
     def mix(self, answers: Tensor, weight: Tensor) -> Mixed:
         """See `Combine`; kept are log(g_e softmax(y_e))."""
-        has_weight = weight > 0
+        has_weight = weight != 0  # one that is no number makes an answer that is none
         dropped = ~has_weight.any(dim=-2, keepdim=True)
         # Twice `where`: autograd multiplies the infinite slope of log at 0 by 0.
         log_weight = torch.where(has_weight, weight, 1.0).log()

@@ -159,7 +159,9 @@ def _first_sample(output: ModelOutput) -> ModelOutput:
     """An output for (1, D) as one for (D,)."""
     assert output.routing is not None
     assert output.answers is not None
-    routing = Routing(*(part.squeeze(-1) for part in output.routing))
+    weight, probs, chosen, logits = (part.squeeze(-1) for part in output.routing[:4])
+    demand = output.routing.demand
+    routing = Routing(weight, probs, chosen, logits, None if demand is None else demand.squeeze(-1))
     y, features = output.y.squeeze(-2), output.features.squeeze(-2)
     return ModelOutput(y, features, routing, output.answers.squeeze(-1))
 

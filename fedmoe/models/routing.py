@@ -24,12 +24,15 @@ class Routing(NamedTuple):
         probs: (..., E, B) softmax over all experts.
         chosen: (..., E, B) 1 where an expert answers, after capacity; else 0.
         logits: (..., E, B) what `probs` is the softmax of.
+        demand: (..., E, B) what counts as load where that is not `chosen`: the choice before
+            capacity, or the probability of being chosen under noise.
     """
 
     weight: Tensor
     probs: Tensor
     chosen: Tensor
     logits: Tensor
+    demand: Tensor | None = None
 
 
 class StepContext(NamedTuple):
@@ -38,12 +41,12 @@ class StepContext(NamedTuple):
     Attributes:
         weight: (C, B) each sample's share of its batch; 0 for padding, which takes no capacity
             and is no load.
-        key: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
+        key_C: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
             in any cohort.
     """
 
     weight: Tensor
-    key: Tensor
+    key_C: Tensor
 
 
 def softmax_top_k(logits: Tensor, top_k: int) -> Routing:
@@ -53,7 +56,7 @@ def softmax_top_k(logits: Tensor, top_k: int) -> Routing:
 
     Args:
         logits: (..., E, B).
-        top_k: K, 1 to E. Ties are broken by `torch.topk`.
+        top_k: K, 1 to E. Of equals the first are chosen.
     """
     probs = logits.softmax(dim=-2)
     if top_k == logits.shape[-2]:
@@ -63,10 +66,29 @@ def softmax_top_k(logits: Tensor, top_k: int) -> Routing:
     return Routing(kept / kept.sum(dim=-2, keepdim=True), probs, chosen, logits)
 
 
+def softmax_over(logits: Tensor, chosen: Tensor) -> Tensor:
+    """(..., E, B): softmax over the chosen logits of each sample; all 0 where none is chosen."""
+    is_chosen = chosen > 0
+    none = ~is_chosen.any(dim=-2, keepdim=True)  # all serve there, for a softmax of nothing is NaN
+    masked = logits.masked_fill(~(is_chosen | none), -torch.inf)
+    return masked.softmax(dim=-2) * chosen
+
+
+def one_hot(index: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
+    """(..., E, B) 1 for the expert of each sample, from (..., B) numbers of experts."""
+    every_E1 = torch.arange(num_experts, device=index.device).unsqueeze(-1)
+    return (index.unsqueeze(-2) == every_E1).to(dtype)
+
+
 def chosen_top_k(score: Tensor, top_k: int) -> Tensor:
-    """(..., E, B): 1 for the K largest scores of each sample, else 0."""
-    index = score.topk(top_k, dim=-2).indices
-    return torch.zeros_like(score).scatter(-2, index, 1.0)
+    """(..., E, B): 1 for the K largest scores of each sample, else 0; of equals the first."""
+    # K maxima are found as fast as by `topk`, which says nothing about equals.
+    left = score.detach()
+    found = [left.max(dim=-2, keepdim=True).indices]
+    for _ in range(top_k - 1):
+        left = left.scatter(-2, found[-1], -torch.inf)
+        found.append(left.max(dim=-2, keepdim=True).indices)
+    return torch.zeros_like(score).scatter(-2, torch.cat(found, dim=-2), 1.0)
 
 
 def behind_softmax(gradient: Tensor, probs: Tensor) -> Tensor:
@@ -90,7 +112,6 @@ def certain(index: Tensor, num_experts: int, dtype: torch.dtype) -> Routing:
         num_experts: E.
         dtype: of the result.
     """
-    every_E1 = torch.arange(num_experts, device=index.device).unsqueeze(-1)
-    chosen = (index.unsqueeze(-2) == every_E1).to(dtype)
+    chosen = one_hot(index, num_experts, dtype)
     # Finite, so that nobody's 0 * logit is NaN, and far enough for a softmax of exactly 0 and 1.
     return Routing(chosen, chosen, chosen, _FAR * (chosen - 1))

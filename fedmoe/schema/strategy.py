@@ -34,6 +34,18 @@ class FedAvgConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAvgFineTuneConfig(StrategyBase):
+    """FedAvg whose clients fine-tune the global model before they use it (arXiv 2108.07313).
+
+    Attributes:
+        finetune_epochs: passes over a client's training part from the global model.
+    """
+
+    name: Literal["fedavg_finetune"]
+    finetune_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FedProxConfig(StrategyBase):
     """FedAvg with a proximal term at the client (arXiv 1812.06127).
 
@@ -102,6 +114,7 @@ class FedMoeConfig(StrategyBase):
         warm_up_rounds: rounds of a single model, out of which the experts are then made; 0
             starts with experts at random.
         gate_from: first round in which the gate of `prior` is trained.
+        gate_decay: precision of a Gaussian prior at 0 on the gate's weights, as a weight decay.
         strengths: how many samples spread evenly over the experts a client's prior is held by;
             of several, the federation chooses by its validation data.
         class_strength: the same for a private bias by shares of classes; `None` for no bias.
@@ -112,6 +125,7 @@ class FedMoeConfig(StrategyBase):
     gate: Literal["prior", "shared", "local"]
     warm_up_rounds: Annotated[int, Field(ge=0)]
     gate_from: Count
+    gate_decay: NonNegative
     strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     class_strength: Positive | None
 
@@ -121,6 +135,49 @@ class LocalGlobalConfig(StrategyBase):
     """A global and a local expert under a local gate (arXiv 2010.02056)."""
 
     name: Literal["local_global"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DittoConfig(StrategyBase):
+    """FedAvg, and a private model at each client that is held near to it (arXiv 2012.04221).
+
+    Attributes:
+        proximal_lambda: weight of lambda / 2 * ||v - w_global||^2; 0 is training alone.
+        personal_epochs: passes of the private model over the client's training part per round.
+    """
+
+    name: Literal["ditto"]
+    proximal_lambda: NonNegative
+    personal_epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedRepConfig(StrategyBase):
+    """A shared body, averaged, under a private head of each client's (arXiv 2102.07078).
+
+    Attributes:
+        head_epochs: passes of the head over a client's training part per round; the body's are
+            `training.epochs`.
+        head: names of the head's parameters, or of submodules for all that is below them;
+            `None` for the model's last layer, see `fedmoe.models.heads`.
+    """
+
+    name: Literal["fedrep"]
+    head_epochs: Count
+    head: Annotated[tuple[str, ...], Field(min_length=1)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedProtoConfig(StrategyBase):
+    """Class prototypes travel, and no weights (arXiv 2105.00243).
+
+    Attributes:
+        prototype_lambda: weight of the mean squared distance between a sample's representation
+            and its class's prototype; 0 is training alone.
+    """
+
+    name: Literal["fedproto"]
+    prototype_lambda: NonNegative
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -165,12 +222,16 @@ class CustomStrategyConfig(StrategyBase):
 StrategyConfig = Annotated[
     LocalConfig
     | FedAvgConfig
+    | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
     | FedEmConfig
     | IfcaConfig
     | FedMoeConfig
     | LocalGlobalConfig
+    | DittoConfig
+    | FedRepConfig
+    | FedProtoConfig
     | InsightConfig
     | StockConfig
     | CustomStrategyConfig,

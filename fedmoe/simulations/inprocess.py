@@ -23,19 +23,18 @@ class InProcessGrid(CohortGrid):
     """Delivers messages to clients of this process and returns their replies at once.
 
     Attributes:
-        members: the clients.
-        states: their private arrays.
+        experiment: what the clients have in common.
+        states: the clients' private arrays.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment.data.num_clients)
-        self.states = StackedStates()
-        self.members = Clients(experiment, self.states)
+        self.experiment, self.states = experiment, StackedStates()
 
     @override
     def answer(self, messages: Sequence[Message], clients: Ints) -> Replies:
         """See `CohortGrid`."""
-        return answer_in_shards(self.members, messages, clients)
+        return answer_in_shards(Clients(self.experiment, self.states), messages, clients)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All clients' private arrays, for a checkpoint."""

@@ -13,15 +13,21 @@ from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.messages.words import LOSS
+from fedmoe.models import build_model
+from fedmoe.models.heads import representation_width
 from fedmoe.registry import Registry
 from fedmoe.schema import (
     CustomStrategyConfig,
+    DittoConfig,
     ExperimentConfig,
     FedAdamConfig,
     FedAvgConfig,
+    FedAvgFineTuneConfig,
     FedEmConfig,
     FedMoeConfig,
+    FedProtoConfig,
     FedProxConfig,
+    FedRepConfig,
     IfcaConfig,
     InsightConfig,
     LocalConfig,
@@ -29,22 +35,30 @@ from fedmoe.schema import (
     StockConfig,
 )
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
+from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
+from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
 from fedmoe.strategies.fedem import FedEm
 from fedmoe.strategies.fedmoe import FedMoE
+from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
+from fedmoe.strategies.fedrep import FedRep
 from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange
 from fedmoe.strategies.local import Local
 from fedmoe.strategies.local_global import LocalGlobal
 
 __all__ = [
+    "Ditto",
     "FedAdam",
     "FedAvg",
+    "FedAvgFineTune",
     "FedEm",
     "FedMoE",
+    "FedProto",
     "FedProx",
+    "FedRep",
     "Ifca",
     "InsightExchange",
     "Local",
@@ -86,6 +100,9 @@ def build_strategy(
         if meta_learner is None:
             meta_learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
         return InsightExchange(chosen, meta_learner, task, seed=config.seed)
+    if isinstance(chosen, FedProtoConfig):
+        model = build_model(config.model, task, config.seed)
+        return FedProto(task, representation_width(model, task), **common)
     if isinstance(chosen, StockConfig):
         # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
         extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}
@@ -99,12 +116,15 @@ def build_strategy(
 _OURS: dict[type, Factory] = {
     LocalConfig: Local,
     FedAvgConfig: FedAvg,
+    FedAvgFineTuneConfig: FedAvgFineTune,
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
     FedEmConfig: FedEm,
     FedMoeConfig: FedMoE,
     IfcaConfig: Ifca,
     LocalGlobalConfig: LocalGlobal,
+    DittoConfig: Ditto,
+    FedRepConfig: FedRep,
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -64,6 +65,7 @@ class StackedFedAvg(FedAvg):
     def __init__(self, *, seed: int = 0, **options: Any) -> None:
         super().__init__(**{**ONE_IS_ENOUGH, **options})
         self.seed = seed
+        self.load: Parameters = {}
 
     def sample(self, server_round: int, grid: Grid) -> Sequence[int]:
         """The nodes that train in a round: `fraction_train` of those connected, at least one.
@@ -95,12 +97,19 @@ class StackedFedAvg(FedAvg):
         return Broadcast(
             nodes,
             MessageType.TRAIN,
-            self._records(arrays, config),
+            {**self._records(arrays, config), **self._load_record(), **self.shared_records()},
             personal=self.personal_records(nodes),
             mergeable=self.mergeable
             and not hasattr(self, "check_reply")
             and (self.arrayrecord_key, self.weighted_by_key) == (words.ARRAYS, words.NUM_EXAMPLES),
         )
+
+    def _load_record(self) -> Mapping[str, RecordType]:
+        return {words.LOAD: lazy_record(self.load)} if self.load else {}
+
+    def shared_records(self) -> Mapping[str, RecordType]:
+        """What all nodes are sent to train with besides the weights and settings."""
+        return {}
 
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
         """What each node is sent besides the weights and settings; `None` for nothing."""
@@ -129,6 +138,7 @@ class StackedFedAvg(FedAvg):
         if not columns:
             return None, None
         merged = self.merge(columns) if self.has_global_model else None
+        self.load = self._mean_load(columns)
         record = None if merged is None else lazy_record(merged)
         return record, self.mean_metrics(columns)
 
@@ -138,6 +148,21 @@ class StackedFedAvg(FedAvg):
         Average by number of examples: w = sum_c n_c w_c / sum_c n_c.
         """
         return replies.mean(self.weights(replies), self.arrayrecord_key)
+
+    def _mean_load(self, replies: Replies) -> Parameters:
+        """How the federation used the experts of a mixture, by number of examples, if told.
+
+        The shares that a client tells may be nonsense; each is cut to [0, 1], so that the worst
+        that a client can do is to misrepresent its own samples.
+        """
+        if not replies.has_arrays(words.LOAD):
+            return {}
+        told = replies.arrays(words.LOAD)
+        share_C = torch.from_numpy(example_weights(replies.numbers()[self.weighted_by_key]))
+        return {
+            name: torch.einsum("c,ce->e", share_C.to(value.dtype), value.cpu().clamp(0, 1))
+            for name, value in told.items()
+        }
 
     def weights(self, replies: Replies) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Each client's share of the examples, (C,)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, stacked_forward
 from fedmoe.models.written import kernel_of
-from fedmoe.training.chunks import capacity
+from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.losses import sample_loss
 from fedmoe.training.pool import Pool
 from fedmoe.training.terms import take
@@ -59,20 +59,17 @@ def evaluate_cohort(
     """
     predict = _predictions(model)
     shared = next(iter(params.values())).shape[0] == 1
-    order = np.argsort(-count_C, kind="stable")
     totals_3C = pool.x_ND.new_zeros(3, len(count_C))
     own = {name: value.to(pool.device) for name, value in params.items()}
-    start, stacked = 0, {} if shared else own
-    while start < len(order) and (most := int(count_C[order[start]])):
-        stop = start + capacity(stacked, pool, most, cohort_size)
-        chosen, start = order[start:stop], stop
+    for chosen, longest in sample_chunks({} if shared else own, pool, count_C, cohort_size):
         index = torch.from_numpy(chosen).to(pool.device)
-        x, target, real_Cn = pool.padded(rows_Cn[chosen, :most], count_C[chosen])
+        x, target, real_Cn = pool.padded(rows_Cn[chosen, :longest], count_C[chosen])
         if shared:  # one model, one batch
             x, target = x.flatten(0, 1).unsqueeze(0), target.flatten(0, 1).unsqueeze(0)
         y_COB = predict(own if shared else take(own, index), x)
         scores_3Cn = _sample_scores(task, y_COB, target).view(3, *real_Cn.shape)
-        totals_3C[:, index] = (scores_3Cn * real_Cn).sum(dim=2)
+        # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+        totals_3C[:, index] = scores_3Cn.where(real_Cn, 0.0).sum(dim=2)
     size_C = torch.from_numpy(np.maximum(count_C, 1)).to(totals_3C)
     loss_C, correct_C, uncertainty_C = totals_3C / size_C
     if task.kind == "regression":

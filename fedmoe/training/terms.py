@@ -3,7 +3,8 @@
 Terms are added to the loss and differentiated, by autograd or by themselves; a prior is a
 proximal step of its own.
 
-Letters: C clients still active (A of all), B batch, O outputs (classes), D features.
+Letters: C clients still active (A of all), B batch, O outputs (classes), D features, F width of
+the representation.
 """
 
 from collections.abc import Mapping
@@ -153,6 +154,38 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Mean squared distance of each sample's representation from its class's prototype.
+
+    FedProto's regulariser (arXiv 2105.00243, equations 7 and 8, as in the authors' code: the
+    mean over samples and axes). A sample whose class has no prototype counts with zero.
+
+    Attributes:
+        prototypes: (C, O, F) what each client was told.
+        known: (C, O) which classes have a prototype, 1 or 0.
+        strength: lambda.
+    """
+
+    prototypes: Tensor
+    known: Tensor
+    strength: float
+
+    def __call__(self, step: Step) -> Tensor:
+        """See `Term`."""
+        features_CBF = step.output.features
+        index_CBF = step.target.unsqueeze(-1).expand(features_CBF.shape)
+        wanted_CBF = self.prototypes[: step.clients].gather(1, index_CBF)
+        away_CB = (features_CBF - wanted_CBF).square().mean(dim=-1)
+        counts_CB = self.known[: step.clients].gather(1, step.target) * step.weight
+        return self.strength * (away_CB * counts_CB).sum(dim=1)
+
+    def take(self, index: Tensor) -> "Alignment":
+        """See `Term`."""
+        prototypes, known = take_rows(self.prototypes, index), take_rows(self.known, index)
+        return Alignment(prototypes, known, self.strength)
+
+
+@dataclass(frozen=True)
 class Prior:
     """A Gaussian prior N(mean, 1 / precision) on each client's parameters.
 
@@ -161,7 +194,7 @@ class Prior:
     precision, where a gradient step would diverge beyond 2 / lr.
 
     Attributes:
-        mean: parameters, client axis first.
+        mean: parameters, client axis first; those that are not there have no prior.
         precision_C: strength for each client; 0 for none.
     """
 
@@ -172,7 +205,8 @@ class Prior:
         """Apply the proximal step in place to the first A clients."""
         strength_A = lr_A * self.precision_C[: len(lr_A)]
         share_A = 1 / (1 + 1 / strength_A)  # s / (1 + s), but 1 where s overflows
-        for name, param in params.items():
+        for name in self.mean.keys() & params.keys():
+            param = params[name]
             share = share_A.reshape(-1, *[1] * (param.dim() - 1))
             param.lerp_(self.mean[name][: len(lr_A)], share)
 

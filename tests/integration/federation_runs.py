@@ -43,6 +43,16 @@ RUNS: dict[str, list[str]] = {
     ],
     "sampled": [*CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5"],
     "sampled-insight": [*REGRESSION, "strategy=insight", "strategy.fraction_train=0.5"],
+    "fedavg-finetune": [*CLASSES, "strategy=fedavg_finetune"],
+    "ditto": [
+        *CLASSES, "strategy=ditto", "training.reset_optimizer=false", "strategy.fraction_train=0.5",
+    ],
+    "fedrep": [
+        *CLASSES, "strategy=fedrep", "training=adam", "training.reset_optimizer=false",
+        "strategy.fraction_train=0.5",
+    ],
+    "fedrep-linear": [*MIXTURE, "model=linear", "strategy=fedrep"],
+    "fedproto": [*CLASSES, "strategy=fedproto", "strategy.fraction_train=0.5"],
     "stock-median": [
         *CLASSES, "strategy=stock", "strategy.class_name=FedMedian",
         "strategy.fraction_train=0.5",

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +26,7 @@ import fedmoe
 from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
-from fedmoe.messages.arrays import to_record
+from fedmoe.messages.arrays import dtype_name, to_record
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.simulations import InProcessGrid
 from fedmoe.standing import Standing
@@ -131,6 +132,9 @@ def counting(costs: Costs) -> Iterator[None]:
         yield
 
 
+dtype_name(torch.uint8)  # looked up once a process, and that is not a round's cost
+
+
 @cache
 def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
     bad = "BAD" in words
@@ -157,7 +161,7 @@ def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
             config=config,
             strategy=build_strategy(config, experiment.data.task),
             grid=grid,
-            standing=Standing(to_record(experiment.initial)),
+            standing=Standing(to_record(experiment.shared)),
             client_of=grid.client_id,
             on_round=on_round,
         )
@@ -197,6 +201,12 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedadam"], id="fedadam"),
     pytest.param([*MLP, "strategy=local"], id="local"),
     pytest.param([*MLP, "strategy=local", "training.reset_optimizer=false"], id="local-kept"),
+    pytest.param([*MLP, "strategy=fedavg_finetune"], id="fedavg-finetune"),
+    pytest.param([*MLP, "strategy=ditto"], id="ditto"),
+    pytest.param([*MLP, "strategy=ditto", "training.reset_optimizer=false"], id="ditto-kept"),
+    pytest.param([*MLP, "strategy=fedrep"], id="fedrep"),
+    pytest.param([*MLP, "strategy=fedproto"], id="fedproto"),
+    pytest.param([*MLP, "strategy=fedproto", "runtime.shard_size=HALF"], id="fedproto-shards"),
 ]
 STOCK = [*MLP, "strategy=stock", "strategy.class_name=FedAvg"]
 # What may go client by client: the lines of the run's record, and lists of nodes.
@@ -280,7 +290,15 @@ def test_insights_are_made_one_by_one_but_no_messages() -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "trained", "evaluated"),
-    [("fedavg", 4, 0), ("fedprox", 4, 0), ("fedadam", 4, 0), ("local", 4, 2)],
+    [
+        ("fedavg", 4, 0),
+        ("fedprox", 4, 0),
+        ("fedadam", 4, 0),
+        ("local", 4, 2),
+        ("fedavg_finetune", 4, 4),
+        ("ditto", 4, 2),
+        ("fedrep", 4, 2),
+    ],
 )
 def test_weights_are_moved_a_few_times_a_round(
     strategy: str, trained: float, evaluated: float

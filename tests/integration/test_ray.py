@@ -125,7 +125,7 @@ def run(
         config=config,
         strategy=build_strategy(config, experiment.data.task),
         grid=grid,
-        standing=Standing(to_record(experiment.initial)),
+        standing=Standing(to_record(experiment.shared)),
         client_of=grid.client_id,
         on_round=records.append,
     )
@@ -156,12 +156,14 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ["strategy=insight"],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
+        ["strategy=fedproto", "training.reset_optimizer=false"],
     ],
     ids=lambda words: words[0],
 )
 def test_the_numbers_are_those_of_one_process(words: list[str], grid: RayGrid, trap: Path) -> None:
     # Workers read how to train from the experiment that they were started with.
-    if "training.reset_optimizer=false" in words:
+    own = "training.reset_optimizer=false" in words
+    if own:
         grid = on_ray(config_of(trap, *ON_RAY, *words))
     config = config_of(trap, *words)
     found, there = run(config, grid)
@@ -177,6 +179,8 @@ def test_the_numbers_are_those_of_one_process(words: list[str], grid: RayGrid, t
                 for name, stats in (scores or {}).items():
                     assert mine.metrics[part][which][name] == pytest.approx(stats, abs=1e-5)
         assert mine.clients == {**theirs.clients, "loss": pytest.approx(theirs.clients["loss"])}
+    if own:
+        grid.close()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from fedmoe.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "fedmoe" / "conf"
 OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.is_file()
+    f"{path.parent.relative_to(CONF)}={path.stem}"
+    for path in CONF.glob("*/**/*.yaml")
+    if path.is_file()
 )
 # What an option leaves for the user to say.
 REQUIRED = {
+    **{option: ["model=moe"] for option in OPTIONS if option.startswith("model/router=")},
     "data=custom": ["data.factory=mine"],
     "model=custom": ["model.factory=mine"],
     "strategy=custom": ["strategy.factory=mine"],
@@ -108,7 +112,7 @@ def test_every_option_validates_and_survives_json(option: str) -> None:
     assert "\n" not in to_json(config)
     group, _, name = option.partition("=")
     if group not in {"experiment", "training", "meta_learner", "tracking", "stopping"}:
-        assert getattr(config, group).name == name
+        assert attrgetter(f"{group.replace('/', '.')}.name")(config) == name
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -123,8 +127,8 @@ def test_every_file_says_in_its_first_comment_what_it_is(option: str) -> None:
 
 
 def test_every_choice_of_the_schema_has_a_file() -> None:
-    for group in ("data", "partition", "model", "strategy"):
-        union = getattr(schema, f"{group.capitalize()}Config").__origin__
+    for group in ("data", "partition", "model", "model/router", "strategy"):
+        union = getattr(schema, f"{group.rpartition('/')[2].capitalize()}Config").__origin__
         for cls in union.__args__:
             name = cls.__annotations__["name"].__args__[0]
             assert f"{group}={name}" in OPTIONS
@@ -183,6 +187,45 @@ def test_a_stronger_layer_wins_a_group(
 
 
 @pytest.mark.parametrize(("weak", "strong"), PAIRS)
+def test_a_stronger_layer_wins_a_group_within_a_group(
+    weak: str, strong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FED_MOE_MODEL", "moe")
+    model = load(monkeypatch, "model.router", **{weak: "prior", strong: "client"}).model
+    assert isinstance(model, schema.MoeConfig)
+    assert model.router.name == "client"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_layer_sets_a_key_of_a_group_within_a_group(
+    layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FED_MOE_MODEL", "moe")
+    model = load(monkeypatch, "model.router.top_k", **{layer: 3}).model
+    assert isinstance(model, schema.MoeConfig)
+    assert model.router == schema.SoftmaxRouterConfig(name="softmax", top_k=3)
+
+
+def test_the_defaults_of_a_mixture_are_the_documented_ones() -> None:
+    assert as_dict(load_config(["model=moe"]))["model"] == {
+        "name": "moe",
+        "num_experts": 4,
+        "hidden": [32],
+        "expert": None,
+        "expert_options": {},
+        "combine": "outputs",
+        "router": {"name": "softmax", "top_k": 2},
+        "losses": {
+            "importance": 0.0,
+            "load": 0.0,
+            "balance": 0.01,
+            "z": 0.0,
+            "scope": "local",
+        },
+    }
+
+
+@pytest.mark.parametrize(("weak", "strong"), PAIRS)
 def test_a_stronger_layer_wins_the_experiment(
     weak: str, strong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +277,13 @@ def test_options_of_a_custom_model_are_free() -> None:
     assert isinstance(config.model, schema.CustomModelConfig)
     expected = {"width": 2, "text": "1", "deep": {"a__b": [1, None]}, "depth": 3}
     assert config.model.options == expected
+
+
+def test_options_of_an_expert_are_free() -> None:
+    words = ["model=moe", "model.expert=mine", "model.expert_options.depth=3"]
+    config = load_config(words, model__expert_options={"width": 2})
+    assert isinstance(config.model, schema.MoeConfig)
+    assert config.model.expert_options == {"depth": 3, "width": 2}
 
 
 @pytest.mark.parametrize("group", ["data", "model", "strategy"])

@@ -41,12 +41,46 @@ MISTAKES = [
         "partition=quantity. Allowed in partition: min_samples, name, num_clients",
     ),
     (["model.num_experts=1"], "model.num_experts=1: no such key; it belongs to model=moe. Allowed"),
+    # a group within a group
+    (["model.router.top_k=1"], "model.router.top_k=1: no such key; it belongs to model=moe. All"),
+    (["model/router=prior"], "model/router=prior: it belongs to model=moe"),
+    (["model.router=prior"], "model.router=prior: it belongs to model=moe"),
+    (["model/roter=x"], "model/roter=x: no such group; did you mean model/router? Allowed in mode"),
+    (
+        ["model=moe", "model.router.topk=1"],
+        "model.router.topk=1: no such key; did you mean model.router.top_k? Allowed in model.rout",
+    ),
+    (
+        ["model=moe", "model.router.gate=true"],
+        "model.router.gate=true: no such key; it belongs to model/router=prior. Allowed in model.",
+    ),
+    (
+        ["model=moe", "model/router=priro"],
+        "model/router=priro: no such option; did you mean prior? Allowed: client, ",
+    ),
+    (["model=moe", "+model/router=prior"], "+model/router=prior: model/router has an option alr"),
+    (["model=moe", "model.router.name=x"], "model.router.name=x: no such option; Allowed: client"),
+    (
+        ["model=moe", "model.router.name=prior"],
+        "model.router.name=prior: not set by itself; type model/router=prior",
+    ),
+    (["model=moe", "model.router.top_k=x"], "model.router.top_k=x: must be a whole number"),
+    (["model=moe", "~model/router"], "model.router: missing; choose the option with model/router"),
+    (
+        ["model=moe", "model.losses.blance=1"],
+        "model.losses.blance=1: no such key; did you mean model.losses.balance? Allowed in model.",
+    ),
+    (["model=moe", "model.losses.balance=-1"], "model.losses.balance=-1: must be greater than or"),
+    (["model=moe", "~model.losses.scope"], "model.losses.scope: missing; choose the option with "),
     # options
     (["model=mope"], "model=mope: no such option; did you mean moe? Allowed: custom, linear, mlp"),
     (["model=null"], "model=null: no such option; Allowed: custom, linear, mlp, moe"),
     (["training=5"], "training=5: no such option; Allowed: adam, sgd"),
     (["experiment=insigt"], "experiment=insigt: no such option; did you mean insight? Allowed: "),
-    (["+experiment=[moe,x]"], "+experiment=[moe,x]: no such option; Allowed: fedadam, fedavg"),
+    (
+        ["+experiment=[moe,x]"],
+        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadam",
+    ),
     (["hydra/launcher=nope"], "hydra/launcher=nope: no such option; Allowed: basic"),
     (["model.name=mpl"], "model.name=mpl: no such option; did you mean mlp? Allowed: custom, lin"),
     (["model.name=moe"], "model.name=moe: not set by itself; type model=moe"),
@@ -130,6 +164,8 @@ def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
         ("EXPERIMENT", "insigt", "no such option; did you mean insight?"),
         ("TYPO", "1", "no such key; " + TOP),
         ("", "1", "no such key; " + TOP),
+        ("MODEL__ROUTER", "prior", "it belongs to model=moe"),
+        ("MODEL__ROUTER__TOP_K", "1", "no such key; it belongs to model=moe. "),
         ("DATA__TEST_FRACTION", "0.95", "validation_fraction + test_fraction must stay below 1"),
     ],
 )

@@ -4,16 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmoe.clients.algorithms.base import LocalAlgorithm
+from fedmoe.clients.algorithms.ditto import Ditto
+from fedmoe.clients.algorithms.fedavg_finetune import FedAvgFineTune
 from fedmoe.clients.algorithms.fedem import FedEm
 from fedmoe.clients.algorithms.fedmoe import FedMoE
+from fedmoe.clients.algorithms.fedproto import FedProto
+from fedmoe.clients.algorithms.fedrep import FedRep
 from fedmoe.clients.algorithms.ifca import Ifca
 from fedmoe.clients.algorithms.local_global import LocalGlobal
 from fedmoe.data.federation import Task
 from fedmoe.models import Parameters, parameters_of
 from fedmoe.schema import (
+    DittoConfig,
     ExperimentConfig,
+    FedAvgFineTuneConfig,
     FedEmConfig,
     FedMoeConfig,
+    FedProtoConfig,
+    FedRepConfig,
     IfcaConfig,
     LocalGlobalConfig,
     StrategyConfig,
@@ -27,6 +35,10 @@ _ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
     FedMoeConfig: FedMoE,
     IfcaConfig: Ifca,
     LocalGlobalConfig: lambda _: LocalGlobal(),
+    DittoConfig: Ditto,
+    FedAvgFineTuneConfig: FedAvgFineTune,
+    FedRepConfig: FedRep,
+    FedProtoConfig: FedProto,
 }
 
 

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 class LocalAlgorithm:
-    """Trains all of the received model; there is a personalised one only of private parts."""
+    """Trains all of the received model; there is a personalised one only of private parts.
+
+    Attributes:
+        reads: keys of the array records that it reads of a train message besides the weights.
+    """
+
+    reads: tuple[str, ...] = ()
 
     def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
         """The model that the clients train.

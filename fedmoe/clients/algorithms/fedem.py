@@ -65,18 +65,19 @@ class FedEm(LocalAlgorithm):
     @override
     def shared_model(self, job: "Job") -> Parameters | None:
         """The components in equal proportions."""
-        return {**job.received, **job.experiment.parts[1]}
+        return job.start_afresh()
 
     @override
     def personal_model(self, job: "Job", start: Parameters) -> Parameters | None:
         return self._expect(job, start)
 
     def _expect(self, job: "Job", params: Parameters) -> Parameters:
-        """The E step."""
+        """The E step; components that were not sent keep their shares of all."""
         found = gather_evidence(job, params)
+        share_C1 = params[PRIOR].logsumexp(dim=-1, keepdim=True)
         prior_CE = fit_prior(
             found.log_likelihood_CEn, found.gate_logits_CEn,
-            params[PRIOR].log_softmax(dim=-1).expand(len(job.clients), -1), found.real_Cn,
+            params[PRIOR].expand(len(job.clients), -1), found.real_Cn,
             iterations=1, pseudo_count=_PSEUDO_COUNT,
         )  # fmt: skip
-        return {**params, PRIOR: prior_CE}
+        return {**params, PRIOR: prior_CE + share_C1}

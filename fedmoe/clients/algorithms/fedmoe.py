@@ -38,6 +38,7 @@ from fedmoe.models import build_model as build_whole
 from fedmoe.schema import FedMoeConfig, ModelConfig, MoeConfig
 from fedmoe.training.cohort import Trained
 from fedmoe.training.posteriors import fit_prior, posterior
+from fedmoe.training.terms import Prior
 
 if TYPE_CHECKING:
     from fedmoe.clients.job import Job
@@ -108,7 +109,7 @@ class FedMoE(LocalAlgorithm):
         else:
             examples_CM = routed_examples(job, params)
         job.tell(EXPERTS, {"index": job.expert_index(params), "examples": examples_CM})
-        trained = job.train(params, frozen=frozen)
+        trained = job.train(params, frozen=frozen, prior=self._gate_prior(job, params))
         plain = with_output_bias(job, trained.params, None if bias_CO is None else -bias_CO)
         return trained._replace(params=plain)
 
@@ -125,6 +126,19 @@ class FedMoE(LocalAlgorithm):
         if self.config.gate != "prior":
             return params
         return {**params, PRIOR: self._fit(job, gather_evidence(job, params), params)}
+
+    def _gate_prior(self, job: "Job", params: Parameters) -> Prior | None:
+        """What holds a shared gate near knowing nothing of the inputs."""
+        if not self.config.gate_decay:
+            return None
+        count = len(job.clients)
+        zero = {
+            name: torch.zeros_like(value[:1]).expand(count, *value.shape[1:])
+            for name, value in params.items()
+            if name in _GATE
+        }
+        precision_C = torch.full((count,), self.config.gate_decay, device=job.experiment.device)
+        return Prior(zero, precision_C) if zero else None
 
     def _class_bias(self, job: "Job") -> Tensor | None:
         strength = self.config.class_strength

@@ -54,14 +54,17 @@ class Ifca(LocalAlgorithm):
     @override
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train the best of the models alone."""
-        return job.train(self._chosen(job, start), frozen=frozenset({_ASSIGNMENT}))
+        chosen = self._chosen(job, start)
+        index_C1 = chosen[_ASSIGNMENT].long()
+        return job.train(chosen, frozen=frozenset({_ASSIGNMENT}), experts=index_C1)
 
     @override
     def told(self, job: "Job", trained: Trained) -> Records:
         """The one model that was trained, and which it was."""
         shared, private = self.split(job.experiment.model, trained.params)
-        count_C1 = torch.from_numpy(job.samples.count_C).float().unsqueeze(1)
-        told = {"index": private[_ASSIGNMENT].long(), "examples": count_C1}
+        index_C1 = private[_ASSIGNMENT].long()
+        count_C1 = torch.from_numpy(job.samples.count_C).to(index_C1.device).unsqueeze(1)
+        told = {"index": index_C1, "examples": count_C1.float()}
         return {ARRAYS: Stack(shared), EXPERTS: Stack(told)}
 
     @override
@@ -80,7 +83,8 @@ class Ifca(LocalAlgorithm):
     def _chosen(self, job: "Job", params: Parameters) -> Parameters:
         """Each client's best model, (C, 1, ...) by name, with its index for an assignment."""
         found = gather_evidence(job, params)
-        index_C1 = best_expert(found.log_likelihood_CEn, found.real_Cn).unsqueeze(1)
-        chosen: dict[str, Tensor] = {n: held_rows(p, index_C1) for n, p in params.items()}
+        place_C1 = best_expert(found.log_likelihood_CEn, found.real_Cn).unsqueeze(1)
+        chosen: dict[str, Tensor] = {n: held_rows(p, place_C1) for n, p in params.items()}
         # A score among one is the first, whatever it is; so it may say which model it was.
+        index_C1 = job.expert_index(params).gather(1, place_C1)
         return {**chosen, _ASSIGNMENT: index_C1.to(params[_ASSIGNMENT])}

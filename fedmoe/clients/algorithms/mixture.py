@@ -24,8 +24,8 @@ class Evidence(NamedTuple):
     """Each client's training samples, as the experts see them.
 
     Attributes:
-        log_likelihood_CEn: log p_e(y | x): minus the sample loss.
-        gate_logits_CEn: of the gate, without anything private.
+        log_likelihood_CEn: log p_e(y | x): minus the sample loss; 0 for padding.
+        gate_logits_CEn: of the gate, without anything private; 0 for padding.
         real_Cn: 1 for a sample, 0 for padding.
     """
 
@@ -44,9 +44,12 @@ def gather_evidence(job: "Job", params: Parameters, part: Part = "train") -> Evi
         part: of the data.
     """
     experiment, samples = job.experiment, job.samples_of(part)
-    model = job.model_of(params)
+    model = job.model_of(params).eval()
     assert isinstance(model, MixtureOfExperts)
-    longest = max(samples.rows_Cn.shape[1], 1)
+    longest = samples.rows_Cn.shape[1]
+    if not longest:
+        nothing_CE0 = samples.pool.x_ND.new_zeros(len(job.clients), model.num_experts, 0)
+        return Evidence(nothing_CE0, nothing_CE0, nothing_CE0[:, 0])
     most = capacity(params, samples.pool, longest, experiment.config.training.cohort_size)
     parts = []
     for chunk in even_chunks(len(job.clients), most):
@@ -55,7 +58,10 @@ def gather_evidence(job: "Job", params: Parameters, part: Part = "train") -> Evi
         own = {n: _rows(value, index, len(job.clients)) for n, value in params.items()}
         answers_CEOn, logits_CEn = model.answers(own, x)
         likelihood_CEn = log_likelihood(experiment.data.task, answers_CEOn, y)
-        parts.append(Evidence(likelihood_CEn, logits_CEn, real_Cn.to(x.dtype)))
+        # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+        real_C1n = real_Cn.unsqueeze(1)
+        likelihood_CEn = likelihood_CEn.where(real_C1n, 0)
+        parts.append(Evidence(likelihood_CEn, logits_CEn.where(real_C1n, 0), real_Cn.to(x.dtype)))
     return Evidence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

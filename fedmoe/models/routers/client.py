@@ -1,6 +1,7 @@
 """One expert per client, as in IFCA (arXiv 2006.04088): all its samples go to it.
 
-Which one is for the client to say, by scores of its own that no gradient reaches.
+Which one is for the client to say, by scores of its own that no gradient reaches. The paper's
+client takes the model of the lowest loss; whoever trains one writes that into the scores.
 """
 
 from collections.abc import Mapping
@@ -9,14 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedmoe.models.base import Parameters
-from fedmoe.models.routers.base import Router
+from fedmoe.models.routers.fixed import FixedRouter
 from fedmoe.models.routing import Routing, StepContext, certain
-from fedmoe.models.written import accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientRouter(Router):
+class ClientRouter(FixedRouter):
     """The expert with the highest of the client's scores; the first of equals."""
 
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
@@ -31,20 +30,3 @@ class ClientRouter(Router):
         del context
         best = params["assignment"].argmax(dim=-1, keepdim=True)
         return certain(best.expand(*best.shape[:-1], x.shape[-2]), self.num_experts, x.dtype)
-
-    def shared_logits(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """See `Router`: zero, for nothing is shared."""
-        scores = params["assignment"]
-        return torch.zeros_like(scores).unsqueeze(-1).expand(*scores.shape, x.shape[-2])
-
-    def behind(self, routing: Routing, weight_grad: Tensor, logits_grad: Tensor | None) -> Tensor:
-        """See `Router`: a choice has no gradient."""
-        del routing, logits_grad
-        return torch.zeros_like(weight_grad)
-
-    def add_gradient(
-        self, logits_grad_CEB: Tensor, x_CBD: Tensor, into: Parameters, keep: float
-    ) -> None:
-        """See `Router`."""
-        del logits_grad_CEB, x_CBD
-        accumulate(into["assignment"], torch.zeros_like(into["assignment"]), keep)

@@ -172,6 +172,18 @@ def test_replies_are_indexed_and_sliced_as_a_list(parts: list[Rows]) -> None:
         assert message.metadata.reply_to_message_id == f"m{place}"
 
 
+@pytest.mark.parametrize("parts", LAYOUTS)
+def test_a_total_is_a_loop_over_the_clients(parts: list[Rows]) -> None:
+    said = Said.by(6)
+    replies = replies_of(said, parts)
+    total = replies.total("arrays")
+    for name in said.arrays[0]:
+        expected = sum(said.arrays[client][name].astype(np.float64) for client in range(6))
+        assert total[name].dtype == torch.float64
+        np.testing.assert_allclose(total[name].numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert set(replies._made) == set(replies.plain)
+
+
 def test_arrays_are_rows_of_their_stack_until_they_are_read() -> None:
     for reply in replies_of(Said.by(3), [[2, 0, 1]]):
         assert stack_of(cast(ArrayRecord, reply.content["arrays"])) is not None

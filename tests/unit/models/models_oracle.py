@@ -5,11 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+from routers_oracle import Batch, naive_route
 from torch import Tensor, nn
 
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, Parameters
 from fedmoe.models.expert import Expert
-from fedmoe.models.routers import ClientRouter, PriorRouter, Router, SoftmaxRouter
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
 from fedmoe.models.written import WrittenModule
 
 C, B, D, OUT = 3, 7, 4, 3
@@ -45,11 +57,12 @@ def naive_expert(params: Parameters, e: int, x_D: Tensor) -> list[Tensor]:
 
 
 def naive_moe(router: Router, combine: str = "outputs") -> Naive:
-    """One sample through a mixture: y, features, the four parts of its routing, and answers."""
+    """One sample through a mixture: y, features, the parts of its routing, and answers."""
 
     def run(params: Parameters, x_D: Tensor) -> list[Tensor]:
         experts = range(router.num_experts)
-        weight_E, probs_E, chosen_E, logits_E = naive_routing(router, params, x_D)
+        routing = naive_routing(router, params, x_D)
+        weight_E, _, chosen_E = routing[:3]
         answers = [naive_expert(params, e, x_D) for e in experts]
         y_O, features = torch.zeros(()), torch.zeros(())
         for e in experts:
@@ -64,32 +77,20 @@ def naive_moe(router: Router, combine: str = "outputs") -> Naive:
         if "experts.weight" in params:
             features = x_D
         answers_EO = torch.stack([answer for answer, _ in answers])
-        return [y_O, features, weight_E, probs_E, chosen_E, logits_E, answers_EO]
+        return [y_O, features, *routing, answers_EO]
 
     return run
 
 
 def naive_routing(router: Router, params: Parameters, x_D: Tensor) -> list[Tensor]:
-    """Weights, probabilities, chosen and logits of one sample."""
-    experts = range(router.num_experts)
-    if isinstance(router, ClientRouter):
-        scores = params["router.assignment"].tolist()
-        best = [scores.index(max(scores))]
-        certain_E = torch.tensor([float(e in best) for e in experts], dtype=x_D.dtype)
-        return [certain_E, certain_E, certain_E, 1e4 * (certain_E - 1)]
-    logits_E = torch.zeros(router.num_experts, dtype=x_D.dtype)
-    if "router.weight" in params:
-        logits_E = dot(params["router.weight"], x_D, params["router.bias"])
-    if "router.prior" in params:
-        logits_E = logits_E + params["router.prior"]
-    probs_E = logits_E.exp() / logits_E.exp().sum()
-    ranking = sorted(experts, key=[-p for p in probs_E.tolist()].__getitem__)
-    best = ranking[: getattr(router, "top_k", router.num_experts)]
-    chosen_E = torch.tensor([float(e in best) for e in experts], dtype=x_D.dtype)
-    kept = sum((probs_E[e] for e in best), start=torch.zeros(()))
-    zero = torch.zeros((), dtype=x_D.dtype)
-    weight_E = torch.stack([probs_E[e] / kept if e in best else zero for e in experts])
-    return [weight_E, probs_E, chosen_E, logits_E]
+    """Weights, probabilities, chosen, logits and demand of one sample at evaluation."""
+    own = {
+        name.removeprefix("router."): value
+        for name, value in params.items()
+        if name.startswith("router.")
+    }
+    (decision,) = naive_route(router, own, Batch(x_D[None]))
+    return [torch.stack(part) for part in decision if part is not None]
 
 
 def mixture(
@@ -113,6 +114,12 @@ ROUTERS: dict[str, Router] = {
     "prior": PriorRouter(num_experts=3),
     "prior-alone": PriorRouter(num_experts=3, gate=False),
     "client": ClientRouter(num_experts=3),
+    "switch": SwitchRouter(num_experts=4, capacity_factor=1.0),
+    "expert-choice": ExpertChoiceRouter(num_experts=4, capacity_factor=1.5, top_k=2),
+    "loss-free": LossFreeRouter(num_experts=4, top_k=2),
+    "ensemble": EnsembleRouter(num_experts=3, votes=(1.0, 2.5, 0.5)),
+    "rule": RuleRouter(num_experts=3, rule="mean", thresholds=(-0.2, 0.3)),
+    "noisy": NoisyRouter(num_experts=4, top_k=2),
 }
 MODELS: dict[str, tuple[WrittenModule, Naive]] = {
     "linear": (Linear(D, OUT), naive_linear),
@@ -128,15 +135,18 @@ MODELS: dict[str, tuple[WrittenModule, Naive]] = {
     },
     **{
         f"moe-{name}-{combine}-{'-'.join(map(str, hidden)) or 'linear'}": (
-            mixture(router, hidden, combine), naive_moe(router, combine)
+            mixture(ROUTERS[name], hidden, combine), naive_moe(ROUTERS[name], combine)
         )
-        for name, router in ROUTERS.items()
-        for combine, hidden in [
-            ("outputs", ()), ("probabilities", ()), ("probabilities", (5,)), ("outputs", (5, 6)),
+        for name, combine, hidden in [
+            *((name, "outputs", (5,)) for name in ROUTERS if name != "softmax"),
+            *((name, "probabilities", ()) for name in ROUTERS),
+            ("softmax", "outputs", (5, 6)), ("prior", "probabilities", (5,)),
         ]
     },
 }  # fmt: skip
+WRITTEN = {name: pair for name, pair in MODELS.items() if "noisy" not in name}
 every_model = pytest.mark.parametrize(("model", "naive"), MODELS.values(), ids=MODELS)
+every_written_model = pytest.mark.parametrize(("model", "naive"), WRITTEN.values(), ids=WRITTEN)
 
 
 def random_stack(model: nn.Module, clients: int = C) -> Parameters:
@@ -157,7 +167,8 @@ def tensors(output: ModelOutput) -> list[Tensor]:
     if output.routing is not None:
         assert output.answers is not None
         one = output.y.dim() == 1
-        parts += [part if one else part.mT for part in output.routing]
+        routing = [part for part in output.routing if part is not None]
+        parts += routing if one else [part.mT for part in routing]
         parts.append(output.answers if one else output.answers.movedim(-1, -3))
     return parts
 

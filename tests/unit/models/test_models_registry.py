@@ -1,5 +1,5 @@
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,16 +8,46 @@ from torch import Tensor, nn
 from fedmoe import models
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
-from fedmoe.models import ModelOutput, build_model, parameters_of, register, stacked_forward
+from fedmoe.models import (
+    MixtureOfExperts,
+    ModelOutput,
+    RouterLosses,
+    build_model,
+    parameters_of,
+    register,
+    router_losses_of,
+    stacked_forward,
+)
+from fedmoe.models.routers import (
+    ClientRouter,
+    EnsembleRouter,
+    ExpertChoiceRouter,
+    LossFreeRouter,
+    NoisyRouter,
+    PriorRouter,
+    Router,
+    RuleRouter,
+    SoftmaxRouter,
+    SwitchRouter,
+)
 from fedmoe.models.routing import softmax_top_k
 from fedmoe.schema import (
+    ClientRouterConfig,
     CustomModelConfig,
+    EnsembleRouterConfig,
+    ExpertChoiceRouterConfig,
     LinearConfig,
+    LossFreeRouterConfig,
     MlpConfig,
     ModelConfig,
     MoeConfig,
+    NoisyRouterConfig,
+    PriorRouterConfig,
+    RouterConfig,
     RouterLossesConfig,
+    RuleRouterConfig,
     SoftmaxRouterConfig,
+    SwitchRouterConfig,
 )
 
 TASK = Task(kind="classification", num_features=4, num_outputs=3)
@@ -27,7 +57,8 @@ def moe_config(num_experts: int, top_k: int, *hidden: int, **changed: Any) -> Mo
     router = SoftmaxRouterConfig(name="softmax", top_k=top_k)
     config = MoeConfig(
         name="moe", num_experts=num_experts, hidden=hidden, expert=None, expert_options={},
-        combine="outputs", router=router, losses=RouterLossesConfig(balance=0.0, scope="local"),
+        combine="outputs", router=router,
+        losses=RouterLossesConfig(importance=0.0, load=0.0, balance=0.0, z=0.0, scope="local"),
     )  # fmt: skip
     return replace(config, **changed)
 
@@ -240,3 +271,123 @@ def test_a_wrong_custom_model_is_refused_when_it_is_built(factory: Any, message:
     task = Task(kind="classification", num_features=4, num_outputs=3)
     with pytest.raises(ConfigError, match=message):
         build_model(config, task, seed=0)
+
+
+# -------------------------------------------------------------------------- mixtures
+
+ROUTERS: dict[str, tuple[RouterConfig, Router]] = {
+    "client": (ClientRouterConfig(name="client"), ClientRouter(num_experts=3)),
+    "ensemble": (
+        EnsembleRouterConfig(name="ensemble", votes=(1.0, 2.0, 3.0)),
+        EnsembleRouter(num_experts=3, votes=(1.0, 2.0, 3.0)),
+    ),
+    "expert_choice": (
+        ExpertChoiceRouterConfig(name="expert_choice", capacity_factor=1.5, top_k=2),
+        ExpertChoiceRouter(num_experts=3, capacity_factor=1.5, top_k=2),
+    ),
+    "loss_free": (
+        LossFreeRouterConfig(name="loss_free", top_k=2, rate=0.01),
+        LossFreeRouter(num_experts=3, top_k=2, rate=0.01),
+    ),
+    "noisy": (NoisyRouterConfig(name="noisy", top_k=2), NoisyRouter(num_experts=3, top_k=2)),
+    "prior": (PriorRouterConfig(name="prior", gate=False), PriorRouter(num_experts=3, gate=False)),
+    "rule": (
+        RuleRouterConfig(name="rule", rule="norm", thresholds=(1.0, 2.0)),
+        RuleRouter(num_experts=3, rule="norm", thresholds=(1.0, 2.0)),
+    ),
+    "softmax": (
+        SoftmaxRouterConfig(name="softmax", top_k=2),
+        SoftmaxRouter(num_experts=3, top_k=2),
+    ),
+    "switch": (
+        SwitchRouterConfig(name="switch", capacity_factor=1.5),
+        SwitchRouter(num_experts=3, capacity_factor=1.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_is_what_its_configuration_says(name: str) -> None:
+    config, expected = ROUTERS[name]
+    model = build_model(moe_config(3, 1, 5, router=config), TASK, seed=0)
+    assert isinstance(model, MixtureOfExperts)
+    assert model.rule == expected
+    assert model(torch.randn(6, 4)).y.shape == (6, 3)
+
+
+def test_every_router_of_the_schema_can_be_built() -> None:
+    union = get_args(get_args(RouterConfig)[0])
+    assert {type(config) for config, _ in ROUTERS.values()} == set(union)
+
+
+def test_losses_of_a_router_are_those_of_the_configuration() -> None:
+    losses = RouterLossesConfig(importance=0.1, load=0.2, balance=0.3, z=0.4, scope="federation")
+    found = router_losses_of(moe_config(3, 1, losses=losses))
+    assert found == RouterLosses(importance=0.1, load=0.2, balance=0.3, z=0.4, scope="federation")
+    assert not router_losses_of(LinearConfig(name="linear"))
+
+
+def test_an_expert_can_be_a_module_of_ones_own() -> None:
+    seen: list[Any] = []
+
+    @register("mine")
+    def mine(task: Task, **options: Any) -> nn.Module:
+        seen.append((task, options))
+        return nn.Linear(task.num_features, task.num_outputs)
+
+    config = moe_config(3, 1, expert="mine", expert_options={"depth": 3})
+    model = build_model(config, TASK, seed=5)
+    assert seen == [(TASK, {"depth": 3})] * 3
+    params = parameters_of(model)
+    assert params["experts.weight"].shape == (3, 3, 4)
+    assert not torch.equal(params["experts.weight"][0], params["experts.weight"][1])
+    again = parameters_of(build_model(config, TASK, seed=5))
+    assert all(torch.equal(value, again[name]) for name, value in params.items())
+
+
+def test_a_wrong_expert_is_named_by_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.expert=nowhere: no such registered model"):
+        build_model(moe_config(3, 1, expert="nowhere"), TASK, seed=0)
+    register("narrow")(lambda task: nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=r"^model\.expert=narrow: gives \(2, 2\)"):
+        build_model(moe_config(3, 1, expert="narrow"), TASK, seed=0)
+    register("strict")(lambda task: nn.Linear(4, 3))
+    config = moe_config(3, 1, expert="strict", expert_options={"depth": 3})
+    with pytest.raises(ConfigError, match=r"^model\.expert_options={'depth': 3}: "):
+        build_model(config, TASK, seed=0)
+
+
+def test_probabilities_are_for_classes() -> None:
+    config = moe_config(3, 1, combine="probabilities")
+    assert isinstance(build_model(config, TASK, seed=0), MixtureOfExperts)
+    regression = Task(kind="regression", num_features=4, num_outputs=3)
+    with pytest.raises(ConfigError, match=r"^model\.combine=probabilities: .*regression.*outputs$"):
+        build_model(config, regression, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"router": SoftmaxRouterConfig(name="softmax", top_k=4)}, "top_k must be at most .* 3"),
+        (
+            {"router": RuleRouterConfig(name="rule", rule="mean", thresholds=(1.0,))},
+            "mean over 3 experts takes 2 thresholds, got 1",
+        ),
+        (
+            {"router": RuleRouterConfig(name="rule", rule="random", thresholds=(1.0, 2.0))},
+            "random over 3 experts takes 0 thresholds, got 2",
+        ),
+        (
+            {"router": EnsembleRouterConfig(name="ensemble", votes=(1.0,))},
+            "votes must be none or 3, got 1",
+        ),
+    ],
+)
+def test_a_router_that_does_not_fit_the_experts_is_refused(changed: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        moe_config(3, 1, **changed)
+
+
+def test_thresholds_rise() -> None:
+    with pytest.raises(ValueError, match="thresholds must rise"):
+        RuleRouterConfig(name="rule", rule="mean", thresholds=(1.0, 1.0))

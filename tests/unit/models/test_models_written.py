@@ -3,7 +3,17 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from models_oracle import MODELS, Naive, assert_same, every_model, inputs, random_stack, tensors
+from models_oracle import (
+    WRITTEN,
+    B,
+    C,
+    Naive,
+    assert_same,
+    every_written_model,
+    inputs,
+    random_stack,
+    tensors,
+)
 from torch import Tensor, nn
 
 from fedmoe.models import Linear, Mlp, ModelOutput, Parameters, StackedModule
@@ -17,10 +27,14 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 
 def by_autograd(
-    model: WrittenModule, stack: Parameters, y_grad_COB: Tensor, logits_grad_CEB: Tensor | None
+    model: WrittenModule,
+    stack: Parameters,
+    y_grad_COB: Tensor,
+    logits_grad_CEB: Tensor | None,
+    context: StepContext | None = None,
 ) -> Parameters:
     leaves = {name: value.clone().requires_grad_() for name, value in stack.items()}
-    output = model.apply_parameters(leaves, inputs())
+    output = model.apply_parameters(leaves, inputs(), context)
     total = (output.y * y_grad_COB.mT).sum()
     if logits_grad_CEB is not None:
         assert output.routing is not None
@@ -31,29 +45,49 @@ def by_autograd(
     return dict(zip(leaves, found, strict=True))
 
 
-@every_model
+def step() -> StepContext:
+    """One client has a full batch, one is padded, and one has no samples at all."""
+    counts = torch.tensor([B, B - 3, 0])[:, None]
+    weight = (torch.arange(B) < counts).double() / counts.clamp_min(1)
+    return StepContext(weight, torch.arange(1, C + 1))
+
+
+in_training = pytest.mark.parametrize("context", [None, step()], ids=["evaluation", "training"])
+
+
+@in_training
+@every_written_model
 def test_a_written_pass_gives_the_numbers_of_the_forward_pass(
-    model: WrittenModule, naive: Naive
+    model: WrittenModule, naive: Naive, context: StepContext | None
 ) -> None:
     stack, x_CBD = random_stack(model), inputs()
-    output, run = model.apply_parameters(stack, x_CBD), model.written_pass(stack, x_CBD)
+    output = model.apply_parameters(stack, x_CBD, context)
+    run = model.written_pass(stack, x_CBD, context)
     assert_same([run.y_COB.mT], [output.y])
-    assert_same(list(run.routing or ()), list(output.routing or ()))
+    for part, expected in zip(run.routing or (), output.routing or (), strict=True):
+        assert (part is None) == (expected is None)
+        if part is not None and expected is not None:
+            assert_same([part], [expected])
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("through_router", [False, True])
-@every_model
+@in_training
+@every_written_model
 def test_a_written_derivative_is_that_of_autograd(
-    model: WrittenModule, naive: Naive, through_router: bool, keep: float
+    model: WrittenModule,
+    naive: Naive,
+    through_router: bool,
+    keep: float,
+    context: StepContext | None,
 ) -> None:
     stack = random_stack(model)
-    run = model.written_pass(stack, inputs())
+    run = model.written_pass(stack, inputs(), context)
     y_grad = draw(*run.y_COB.shape, seed=5)
     logits_grad = None
     if through_router and run.routing is not None:
         logits_grad = draw(*run.routing.logits.shape, seed=6)
-    expected = by_autograd(model, stack, y_grad, logits_grad)
+    expected = by_autograd(model, stack, y_grad, logits_grad, context)
     into = {
         name: draw(*value.shape, seed=7) if keep else torch.full_like(value, torch.nan)
         for name, value in stack.items()
@@ -65,7 +99,7 @@ def test_a_written_derivative_is_that_of_autograd(
         assert_same([value], [old + expected[name]])
 
 
-@every_model
+@every_written_model
 def test_a_derivative_may_be_added_to_the_parameters_themselves(
     model: WrittenModule, naive: Naive
 ) -> None:
@@ -79,7 +113,7 @@ def test_a_derivative_may_be_added_to_the_parameters_themselves(
     assert_same(list(stack.values()), list(moved.values()))
 
 
-@every_model
+@every_written_model
 def test_a_written_pass_leaves_inputs_and_parameters_alone(
     model: WrittenModule, naive: Naive
 ) -> None:
@@ -92,9 +126,9 @@ def test_a_written_pass_leaves_inputs_and_parameters_alone(
         assert torch.equal(stack[name], value)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_built_in_models_have_a_kernel(name: str) -> None:
-    model = MODELS[name][0]
+    model = WRITTEN[name][0]
     kernel = kernel_of(model)
     assert kernel is not None
     stack, x_CBD = random_stack(model), inputs()

@@ -34,7 +34,7 @@ def experiment_of(*more: str) -> Experiment:
 
 
 def broadcast(grid: InProcessGrid, strategy: StackedFedAvg, round: int = 1) -> Broadcast:
-    arrays = to_record(grid.members.experiment.initial)
+    arrays = to_record(grid.experiment.initial)
     sent = strategy.configure_train(round, arrays, ConfigRecord(), grid)
     assert isinstance(sent, Broadcast)
     return sent
@@ -118,7 +118,7 @@ def test_a_bad_client_never_gets_into_a_mean(monkeypatch: pytest.MonkeyPatch) ->
 def test_our_own_clients_read_their_messages_only(keep: str) -> None:
     """They get the server's records, not copies."""
     grid = InProcessGrid(experiment_of("strategy=fedprox", keep))
-    arrays = to_record(grid.members.experiment.initial)
+    arrays = to_record(grid.experiment.initial)
     strategy = FedProx(seed=0, proximal_mu=0.5)
     messages = [
         *strategy.configure_train(1, arrays, ConfigRecord(), grid),
@@ -187,7 +187,7 @@ def test_a_client_is_scored_with_its_own_model_or_the_initial_one() -> None:
 
 def test_an_unknown_node_and_a_broadcast() -> None:
     grid = InProcessGrid(experiment_of())
-    records = {words.ARRAYS: to_record(grid.members.experiment.initial)}
+    records = {words.ARRAYS: to_record(grid.experiment.initial)}
     replies = list(grid.send_and_receive(Broadcast([2, 99, 3], "train", records)))
     assert sorted((r.metadata.src_node_id, r.has_error()) for r in replies) == [
         (2, False), (3, False), (99, True),
@@ -239,7 +239,7 @@ def test_a_client_that_diverges_goes_on_from_where_it_was(broken_first: bool) ->
     bad = rounds[0] if broken_first else rounds[1]
     for round in rounds:
         if round == bad:
-            spoilt.members.states = grid.states
+            spoilt.states = grid.states
             replies = send(spoilt, Local(seed=0), round)
             assert not np.isfinite(replies.numbers()["loss"][4])
         else:

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedmoe.data import Task
-from fedmoe.models import Linear, Parameters, stacked_forward
+from fedmoe.models import Linear, Mlp, Parameters, stacked_forward
 from fedmoe.training.losses import cross_entropy, sample_loss, squared_error
-from fedmoe.training.terms import Prior, Proximal, Rehearsal, Step, take
+from fedmoe.training.terms import Alignment, Prior, Proximal, Rehearsal, Step, take
 
-C, B, D, OUT = 4, 5, 3, 2
+C, B, D, OUT, F = 4, 5, 3, 2, 6
 MODEL = Linear(D, OUT)
 
 
@@ -87,6 +87,51 @@ def test_rehearsal_is_a_loop_over_clients_and_classes(active: int) -> None:
 def test_rehearsal_without_weight_is_nothing() -> None:
     term = Rehearsal(draw(C, OUT, D), torch.zeros(C, OUT))
     assert torch.equal(term(step_of(stack(5))), torch.zeros(C))
+
+
+def aligned_step(active: int) -> Step:
+    """Any classes, batches of which some are padded, and an MLP, which has a representation."""
+    model = Mlp(D, (F,), OUT)
+    forward = stacked_forward(model)
+    params = {
+        name: draw(C, *p.shape, seed=seed)[:active]
+        for seed, (name, p) in enumerate(model.named_parameters(), start=20)
+    }
+    output = forward(params, draw(C, B, D, seed=9)[:active])
+    target = torch.randint(OUT, (C, B), generator=torch.Generator().manual_seed(4))[:active]
+    weight = draw(C, B, seed=7)[:active].clamp_min(0)
+    return Step(forward, params, output, target, weight)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("active", [1, 3, C])
+def test_alignment_is_a_loop_over_clients_and_samples(active: int, shared: bool) -> None:
+    prototypes = draw(1 if shared else C, OUT, F, seed=2).expand(C, OUT, F)
+    known = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    step = aligned_step(active)
+    value_C = Alignment(prototypes, known, strength=0.6)(step)
+    assert value_C.shape == (active,)
+    for c in range(active):
+        expected = 0.0
+        for b in range(B):
+            label = int(step.target[c, b])
+            gap = [float(step.output.features[c, b, f] - prototypes[c, label, f]) for f in range(F)]
+            squared = sum(away**2 for away in gap) / F
+            expected += 0.6 * float(step.weight[c, b] * known[c, label]) * squared
+        assert value_C[c].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_alignment_follows_its_clients(shared: bool) -> None:
+    index = torch.tensor([2, 0])
+    prototypes = draw(1 if shared else C, OUT, F, seed=2).expand(C, OUT, F)
+    term, step = Alignment(prototypes, draw(C, OUT, seed=3).abs(), 0.6), aligned_step(C)
+    output = step.output._replace(features=step.output.features[index])
+    chosen = step._replace(
+        params=take(step.params, index), output=output, target=step.target[index],
+        weight=step.weight[index],
+    )  # fmt: skip
+    torch.testing.assert_close(term.take(index)(chosen), term(step)[index])
 
 
 def test_terms_and_priors_follow_their_clients() -> None:

@@ -1,0 +1,83 @@
+"""How a mixture's experts are used: told by the clients as a few numbers, and told back to them.
+
+A client whose samples are of one kind need not spread them over all experts, as long as the
+federation uses all of them. So each client tells the share of its samples that goes to each
+expert, E numbers and E mean probabilities, and is told the federation's (arXiv 2501.11873 does
+the same for the batches of one job); losses with `model.losses.scope=federation` and the bias of
+a loss-free router go by that.
+
+Letters: C clients, E experts, M experts that a client was sent, n most samples of a client.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedmoe.clients.experts import held_rows, with_rows
+from fedmoe.messages.words import LOAD
+from fedmoe.models import MixtureOfExperts, Parameters
+from fedmoe.models.router_losses import FederationLoad, share_of
+from fedmoe.models.routers import LossFreeRouter, balanced_bias
+from fedmoe.training.cohort import Trained
+
+if TYPE_CHECKING:
+    from fedmoe.clients.experiment import Experiment
+    from fedmoe.clients.job import Job
+
+_BIAS = "router.balance_bias"
+
+
+def exchanges_load(experiment: "Experiment") -> bool:
+    """Whether anything goes by the federation's use of its experts."""
+    losses = experiment.router_losses
+    return isinstance(experiment.model, MixtureOfExperts) and (
+        (bool(losses) and losses.scope == "federation")
+        or isinstance(experiment.model.rule, LossFreeRouter)
+    )
+
+
+def federation_load(job: "Job") -> FederationLoad | None:
+    """What the clients were told of the experts that they hold; `None` if nothing.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    told = job.extra(LOAD)
+    if not told or not isinstance(job.experiment.model, MixtureOfExperts):
+        return None
+    shape = (job.experiment.model.num_experts,)
+    if told.keys() != {"load", "importance"} or {v.shape[1:] for v in told.values()} != {shape}:
+        found = {name: tuple(value.shape[1:]) for name, value in told.items()}
+        raise ValueError(f"the load told is {found}, expected load and importance of {shape}")
+    rows = [value.expand(len(job.clients), -1) for value in (told["load"], told["importance"])]
+    if job.experts is not None:
+        rows = [held_rows(value, job.experts) for value in rows]
+    return FederationLoad(*rows)
+
+
+@torch.no_grad()
+def exchange_load(job: "Job", trained: Trained) -> Trained:
+    """Tell how the trained models use their experts, and move the bias of a loss-free router."""
+    own = _load_of(job, trained.params)
+    model = job.experiment.model
+    assert isinstance(model, MixtureOfExperts)
+    told = {"load": own.load_CE, "importance": own.importance_CE}
+    if job.experts is not None:
+        none_CE = own.load_CE.new_zeros(len(job.clients), model.num_experts)
+        told = {name: with_rows(none_CE, job.experts, value) for name, value in told.items()}
+    job.tell(LOAD, told)
+    if not isinstance(model.rule, LossFreeRouter):
+        return trained
+    goes_by = federation_load(job) or own
+    moved = balanced_bias(trained.params[_BIAS], goes_by.load_CE, model.rule.rate)
+    return trained._replace(params={**trained.params, _BIAS: moved})
+
+
+def _load_of(job: "Job", params: Parameters) -> FederationLoad:
+    """Each client's own shares, on its training data."""
+    model = job.model_of(params)
+    assert isinstance(model, MixtureOfExperts)
+    x, _, real_Cn = job.samples.padded()
+    weight_Cn = real_Cn.to(x.dtype)
+    routing = model.route(params, x)
+    return FederationLoad(*(share_of(v, weight_Cn) for v in (routing.chosen, routing.probs)))
