@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
 from fedmoe.models import MixtureOfExperts, parameters_of, sparse
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.routers import ClientRouter, Router, SoftmaxRouter
 from fedmoe.training.process import prepare_process
 
@@ -66,8 +66,8 @@ def measure(case: Case, repeats: int) -> Result:
     """Time both ways in turns."""
     torch.manual_seed(0)
     model = MixtureOfExperts(
-        case.features, OUTPUTS, experts=perceptron(case.features, (case.hidden,), OUTPUTS),
-        num_experts=case.experts, router=router_of(case),
+        case.features, OUTPUTS, experts=Expert(0, hidden=[case.hidden]).times(case.experts),
+        router=router_of(case),
     )  # fmt: skip
     params = {
         name: value.expand(case.clients, *value.shape).contiguous()

@@ -4,7 +4,7 @@ Letters: C clients (the leading axis, absent for one client), E experts, B batch
 O outputs, F width of the representation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedmoe.errors import ConfigError
 from fedmoe.models.base import Parameters, parameters_of, stacked_forward
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
@@ -22,15 +23,6 @@ from fedmoe.models.written import Kernel, Pass, kernel_of
 # Their written pass takes (C, E, ...) parameters: the first layers of all experts, which see the
 # same samples, are one wide product.
 _WIDE = (Linear.written_pass, Mlp.written_pass)
-
-
-def perceptron(
-    num_features: int, hidden: tuple[int, ...], num_outputs: int
-) -> Callable[[], nn.Module]:
-    """What makes an expert with hidden layers of these widths; linear without any."""
-    if hidden:
-        return partial(Mlp, num_features, hidden, num_outputs)
-    return partial(Linear, num_features, num_outputs)
 
 
 class Answers(NamedTuple):
@@ -139,8 +131,19 @@ class _FlatPass:
 
 
 def stack_of(modules: list[nn.Module]) -> Parameters:
-    """The parameters of modules of one kind, (E, ...) by name."""
+    """The parameters of modules of one kind, (E, ...) by name.
+
+    Raises:
+        ConfigError: one of them has other parameters than the first.
+    """
     each = [parameters_of(module) for module in modules]
+    shapes = [{name: tuple(value.shape) for name, value in own.items()} for own in each]
+    for number, own in enumerate(shapes):
+        if own != shapes[0]:
+            raise ConfigError(
+                f"expert {number} has parameters {own} and expert 0 has {shapes[0]}: "
+                "a mixture's experts must be alike, since they are stacked"
+            )
     return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
 

@@ -86,8 +86,15 @@ def register(name: str) -> Callable[[Factory], Factory]:
     return REGISTRY.add(name)
 
 
-def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
+def build_strategy(
+    config: ExperimentConfig, task: Task, meta_learner: MetaLearner | None = None
+) -> Strategy:
     """The strategy that the configuration names.
+
+    Args:
+        config: the experiment.
+        task: what is to be learnt.
+        meta_learner: of insight exchange; by default one as configured.
 
     Raises:
         ConfigError: an unknown class or factory, or options that it does not take.
@@ -95,8 +102,9 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
     chosen = config.strategy
     common: dict[str, Any] = {"seed": config.seed, "fraction_train": chosen.fraction_train}
     if isinstance(chosen, InsightConfig):
-        learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
-        return InsightExchange(chosen, learner, task, seed=config.seed)
+        if meta_learner is None:
+            meta_learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
+        return InsightExchange(chosen, meta_learner, task, seed=config.seed)
     if isinstance(chosen, FedProtoConfig):
         model = build_model(config.model, task, config.seed)
         return FedProto(task, representation_width(model, task), **common)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmoe.clients import FedMoEClient
+from fedmoe.clients import Client
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.local import evaluate_clients
 from fedmoe.clients.requests import EvaluateRequest
@@ -45,7 +45,7 @@ def test_a_client_tells_the_same_alone_and_in_a_cohort() -> None:
     cohort = sums_of(evaluate_clients(experiment, request(experiment, everyone), states))
     assert cohort.shape == (6, EXPERTS + len(TOTALS) + CLASSES * EXPERTS)
     for client in everyone:
-        numpy_client = FedMoEClient(experiment, client)
+        numpy_client = Client(experiment, client)
         alone = ContextStates({client: numpy_client.state})
         asked = request(experiment, [client])
         own = sums_of(evaluate_clients(experiment, asked, alone))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
-from fedmoe.models import Linear, MixtureOfExperts, ModelOutput, Parameters, stacked_forward
+from fedmoe.models import Expert, Linear, MixtureOfExperts, ModelOutput, Parameters, stacked_forward
 from fedmoe.models.combining import COMBINE
 from fedmoe.models.routers import PriorRouter, SoftmaxRouter, SwitchRouter
 from fedmoe.models.routing import StepContext
@@ -70,9 +70,8 @@ class Scaled(Linear):
 
 
 def of(expert: Any, router: Any = TOP_2, **changed: Any) -> MixtureOfExperts:
-    return MixtureOfExperts(
-        D, OUT, experts=expert, num_experts=router.num_experts, router=router, **changed
-    )
+    own = Expert(0, module=lambda features, outputs: expert()).times(router.num_experts)
+    return MixtureOfExperts(D, OUT, experts=own, router=router, **changed)
 
 
 # ------------------------------------------------------------------------- parameters
@@ -120,8 +119,8 @@ def test_an_expert_with_buffers_is_refused() -> None:
 
 
 def test_a_router_for_another_number_of_experts_is_refused() -> None:
-    with pytest.raises(ValueError, match="a router for 4 experts, but there are 3"):
-        MixtureOfExperts(D, OUT, experts=Wavy, num_experts=3, router=TOP_2)
+    with pytest.raises(ConfigError, match="a router for 4 experts, but there are 3"):
+        MixtureOfExperts(D, OUT, experts=Expert(0).times(3), router=TOP_2)
 
 
 # --------------------------------------------------------------------------- experts

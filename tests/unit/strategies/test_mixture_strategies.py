@@ -20,7 +20,7 @@ from mixture_oracle import (
 from mixture_runs import MODELS, STRATEGIES, Run, assert_close, experiment_of, run
 from torch import Tensor
 
-from fedmoe.clients import Experiment, FedMoEClient, load_experiment
+from fedmoe.clients import Client, Experiment, load_experiment
 from fedmoe.data import Part, Rows, pooled
 from fedmoe.errors import ConfigError
 from fedmoe.messages.arrays import Stack, to_record
@@ -370,7 +370,7 @@ def test_a_numpy_client_keeps_what_is_private(strategy: str) -> None:
     """Two rounds of its own are those of a federation in which it is alone."""
     words = [*STRATEGIES[strategy], "+data.options.sizes='20'"]
     found = run(words)
-    client = FedMoEClient(found.experiment, 0)
+    client = Client(found.experiment, 0)
     arrays = client.get_parameters({})
     for round in (1, 2):
         arrays, count, metrics = client.fit(arrays, {"server-round": round})
@@ -388,7 +388,7 @@ def test_a_numpy_client_keeps_what_is_private(strategy: str) -> None:
 
 def test_a_numpy_client_cannot_say_which_model_it_trained() -> None:
     experiment = experiment_of(STRATEGIES["ifca"])
-    client = FedMoEClient(experiment, 0)
+    client = Client(experiment, 0)
     with pytest.raises(ValueError, match="only some of the experts would be returned"):
         client.fit(client.get_parameters({}), {})
     loss, _, scores = client.evaluate(client.get_parameters({}), {})

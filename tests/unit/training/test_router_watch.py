@@ -13,7 +13,7 @@ from fedmoe.data import Federation, Task, load_federation
 from fedmoe.data.federation import Ints
 from fedmoe.models import Linear, MixtureOfExperts, ModelOutput, Routing, parameters_of
 from fedmoe.models.combining import COMBINE
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.router_metrics import TOTALS, RouterKind
 from fedmoe.models.router_sums import UNKNOWN, Routed, main_experts, random_order, router_sums
 from fedmoe.models.routers import Router, SoftmaxRouter
@@ -49,7 +49,7 @@ def make_model(name: str, combine: Literal["outputs", "probabilities"] = "output
         return Owned(tells=False)
     rule = SoftmaxRouter(num_experts=E, top_k=2) if name == "top" else Router(num_experts=E)
     return MixtureOfExperts(
-        D, OUT, experts=perceptron(D, (5,), OUT), num_experts=E, router=rule, combine=combine
+        D, OUT, experts=Expert(0, hidden=[5]).times(E), router=rule, combine=combine
     )
 
 
