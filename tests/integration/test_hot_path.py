@@ -157,7 +157,7 @@ def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
             config=config,
             strategy=build_strategy(config, experiment.data.task),
             grid=grid,
-            standing=Standing(to_record(experiment.initial)),
+            standing=Standing(to_record(experiment.shared)),
             client_of=grid.client_id,
             on_round=on_round,
         )
@@ -197,6 +197,11 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedadam"], id="fedadam"),
     pytest.param([*MLP, "strategy=local"], id="local"),
     pytest.param([*MLP, "strategy=local", "training.reset_optimizer=false"], id="local-kept"),
+    pytest.param([*MLP, "strategy=fedem"], id="fedem"),
+    pytest.param(["model=linear", "strategy=fedem", "runtime.shard_size=HALF"], id="fedem-shards"),
+    pytest.param([*MLP, "strategy=ifca", "strategy.restart_rounds=2"], id="ifca"),
+    pytest.param([*MLP, "strategy=ifca", "training.reset_optimizer=false"], id="ifca-kept"),
+    pytest.param([*MLP, "strategy=local_global"], id="local-global"),
 ]
 STOCK = [*MLP, "strategy=stock", "strategy.class_name=FedAvg"]
 # What may go client by client: the lines of the run's record, and lists of nodes.
