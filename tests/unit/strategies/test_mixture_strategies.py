@@ -1,8 +1,8 @@
 """FedEM, IFCA and a global with a local expert against plain loops over clients and samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ from mixture_oracle import (
 from mixture_runs import MODELS, STRATEGIES, Run, assert_close, experiment_of, run
 from torch import Tensor
 
-from fedmoe.clients import Experiment, FedMoEClient, load_experiment
+from fedmoe.clients import Experiment, FedMoEClient, job, load_experiment
 from fedmoe.data import Part, Rows, pooled
 from fedmoe.errors import ConfigError
 from fedmoe.messages.arrays import Stack, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.replies import Replies
-from fedmoe.models import Parameters
+from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import StackedFedAvg, build_strategy
 
@@ -394,3 +394,23 @@ def test_a_numpy_client_cannot_say_which_model_it_trained() -> None:
     loss, _, scores = client.evaluate(client.get_parameters({}), {})
     assert loss > 0
     assert loss == scores["test-personalised-loss"]
+
+
+def test_ifca_trains_and_scores_the_chosen_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others cost one forward pass over the training data, to choose by."""
+    experts = {"train_cohort": set[int](), "evaluate_cohort": set[int]()}
+    for name, seen in experts.items():
+        ordinary = getattr(job, name)
+
+        def spy(
+            model: MixtureOfExperts,
+            *arguments: Any,
+            ordinary: Callable[..., Any] = ordinary,
+            seen: set[int] = seen,
+        ) -> Any:
+            seen.add(model.num_experts)
+            return ordinary(model, *arguments)
+
+        monkeypatch.setattr(job, name, spy)
+    run([*STRATEGIES["ifca"], "strategy.num_clusters=5"])
+    assert experts == {"train_cohort": {1}, "evaluate_cohort": {1}}
