@@ -213,6 +213,11 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedrep"], id="fedrep"),
     pytest.param([*MLP, "strategy=fedproto"], id="fedproto"),
     pytest.param([*MLP, "strategy=fedproto", "runtime.shard_size=HALF"], id="fedproto-shards"),
+    pytest.param([*MLP, "strategy=fedem"], id="fedem"),
+    pytest.param(["model=linear", "strategy=fedem", "runtime.shard_size=HALF"], id="fedem-shards"),
+    pytest.param([*MLP, "strategy=ifca", "strategy.restart_rounds=2"], id="ifca"),
+    pytest.param([*MLP, "strategy=ifca", "training.reset_optimizer=false"], id="ifca-kept"),
+    pytest.param([*MLP, "strategy=local_global"], id="local-global"),
 ]
 STOCK = [*MLP, "strategy=stock", "strategy.class_name=FedAvg"]
 # What may go client by client: the lines of the run's record, and lists of nodes.

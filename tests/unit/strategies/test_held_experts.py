@@ -288,7 +288,7 @@ BAD: list[tuple[str, str, Spoil, str]] = [
     ("fedem", "int32", index(np.zeros(1, np.int32)), "experts' index is int32 (1,)"),
     ("fedem", "a-number", index(0), "experts' index is int64 ()"),
     ("ifca", "a-table", index([[0, 1]]), "experts' index is int64 (1, 2)"),
-    ("fedem", "numbers", no_numbers, "record 'experts' must hold the array index"),
+    ("fedem", "numbers", no_numbers, "record 'experts' must be an ArrayRecord"),
     ("fedem", "more", more_than_the_index, "record 'experts' must hold the array index"),
     ("fedem", "other-rows", both(sends(0), index([0, 2])),
      "has experts.weight of shape (1, 3, 4), expected (2, 3, 4)"),

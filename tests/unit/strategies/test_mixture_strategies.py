@@ -1,8 +1,8 @@
 """FedEM, IFCA and a global with a local expert against plain loops over clients and samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ from mixture_oracle import (
 from mixture_runs import MODELS, STRATEGIES, Run, assert_close, experiment_of, run
 from torch import Tensor
 
-from fedmoe.clients import Client, Experiment, load_experiment
+from fedmoe.clients import Client, Experiment, job, load_experiment
 from fedmoe.data import Part, Rows, pooled
 from fedmoe.errors import ConfigError
 from fedmoe.messages.arrays import Stack, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.replies import Replies
-from fedmoe.models import Parameters
+from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import StackedFedAvg, build_strategy
 
@@ -370,7 +370,7 @@ def test_a_numpy_client_keeps_what_is_private(strategy: str) -> None:
     """Two rounds of its own are those of a federation in which it is alone."""
     words = [*STRATEGIES[strategy], "+data.options.sizes='20'"]
     found = run(words)
-    client = Client(found.experiment, 0)
+    client = Client(0, experiment=found.experiment)
     arrays = client.get_parameters({})
     for round in (1, 2):
         arrays, count, metrics = client.fit(arrays, {"server-round": round})
@@ -388,9 +388,29 @@ def test_a_numpy_client_keeps_what_is_private(strategy: str) -> None:
 
 def test_a_numpy_client_cannot_say_which_model_it_trained() -> None:
     experiment = experiment_of(STRATEGIES["ifca"])
-    client = Client(experiment, 0)
+    client = Client(0, experiment=experiment)
     with pytest.raises(ValueError, match="only some of the experts would be returned"):
         client.fit(client.get_parameters({}), {})
     loss, _, scores = client.evaluate(client.get_parameters({}), {})
     assert loss > 0
     assert loss == scores["test-personalised-loss"]
+
+
+def test_ifca_trains_and_scores_the_chosen_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others cost one forward pass over the training data, to choose by."""
+    experts = {"train_cohort": set[int](), "evaluate_cohort": set[int]()}
+    for name, seen in experts.items():
+        ordinary = getattr(job, name)
+
+        def spy(
+            model: MixtureOfExperts,
+            *arguments: Any,
+            ordinary: Callable[..., Any] = ordinary,
+            seen: set[int] = seen,
+        ) -> Any:
+            seen.add(model.num_experts)
+            return ordinary(model, *arguments)
+
+        monkeypatch.setattr(job, name, spy)
+    run([*STRATEGIES["ifca"], "strategy.num_clusters=5"])
+    assert experts == {"train_cohort": {1}, "evaluate_cohort": {1}}
