@@ -107,6 +107,8 @@ def _job_grid(jobs: Sequence[Job], settings: Sequence[str]) -> _Grid:
     measures = measured(jobs)
     headings = ["job", *map(_heading, settings), "status"]
     headings += [f"{model}\n{measure}\n(worst\ndecile)" for measure, model in measures]
+    routed = any(job.summary.get("routing") for job in jobs)
+    headings += ["experts\nalive", "routing\nnecessity"] if routed else []
     headings += ["bytes", "time"]
     rows = []
     for job in jobs:
@@ -117,6 +119,7 @@ def _job_grid(jobs: Sequence[Job], settings: Sequence[str]) -> _Grid:
             worst = job.score(model, measure, "worst_decile")
             present = mean is not None or worst is not None
             row.append(f"{format_number(mean)} ({format_number(worst)})" if present else "-")
+        row += _routing(job) if routed else []
         rows.append([*row, *_costs(job)])
     notes = [f"job {job.name} failed: {job.reason}" for job in jobs if job.failed]
     return _Grid(f"{len(jobs)} jobs, last evaluated round, test parts", headings, rows, notes)
@@ -152,6 +155,14 @@ def _value(settings: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _routing(job: Job) -> list[str]:
+    """Experts alive, and what is lost under random routing; dashes without a router."""
+    routing = job.summary.get("routing") or {}
+    shares = routing.get("importance")
+    alive = f"{len(shares) - routing['dead_experts']} of {len(shares)}" if shares else "-"
+    return [alive, format_number(routing.get("necessity"))]
+
+
 def _costs(job: Job) -> list[str]:
     """Bytes both ways, for want of room, and time."""
     traffic, seconds = job.summary.get("bytes"), job.summary.get("seconds")
@@ -165,7 +176,7 @@ def _sweep_record(
     jobs: Sequence[Job], settings: Sequence[str], groups: Sequence[SeedGroup]
 ) -> dict[str, Any]:
     """What `sweep.json` holds: numbers in full, for other programs."""
-    results = ("final", "best", "bytes", "seconds", "objective")
+    results = ("final", "best", "bytes", "seconds", "objective", "routing")
     return {
         "settings": list(settings),
         "jobs": [

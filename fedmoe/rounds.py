@@ -17,10 +17,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import RunError
 from fedmoe.guard import ReplyGuard
+from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.arrays import signature_of, to_record
 from fedmoe.phase import Phase, message_sizes
 from fedmoe.profiling import section
+from fedmoe.routing_scores import FederationRouting, federation_routing
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
@@ -43,6 +45,7 @@ class RoundRecord:
         clients: `clients.jsonl`, a column for each name and a line for each client.
         insights: one line each of `insights.jsonl`.
         findings: the round's line of `findings.jsonl`, where a MetaLearner learned.
+        routing: what the router did, where there is one and the round was evaluated.
     """
 
     round: int
@@ -50,6 +53,7 @@ class RoundRecord:
     clients: dict[str, list[Any]]
     insights: list[dict[str, Any]]
     findings: dict[str, Any] | None
+    routing: FederationRouting | None
 
 
 @dataclass
@@ -63,6 +67,7 @@ class RoundLoop:
         standing: where the run is; changed in place.
         client_of: the client behind a node id, for the records.
         on_round: called after each round, with everything up to date.
+        routing: judges what clients say of their router; `None` if the model has none.
     """
 
     config: ExperimentConfig
@@ -71,12 +76,13 @@ class RoundLoop:
     standing: Standing
     client_of: Callable[[int], int]
     on_round: Callable[[RoundRecord], None]
+    routing: RoutingCheck | None = None
     _guard: ReplyGuard = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
     _failing: set[tuple[int, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
-        self._guard = ReplyGuard(self.config.runtime, self.strategy)
+        self._guard = ReplyGuard(self.config.runtime, self.strategy, self.routing)
 
     def run(self) -> str:
         """Run the remaining rounds.
@@ -110,13 +116,17 @@ class RoundLoop:
         started = time.perf_counter()
         trained, train_metrics, void = self._train(number)
         phases = [trained]
-        validation = test = missing = None
+        validation = test = missing = routing = None
         if number % self.config.evaluate_every == 0 or number == self.config.rounds:
             evaluated = self._evaluate(number)
             phases.append(evaluated)
             with section("evaluate"):
                 validation = federation_scores(evaluated.inspection.good, "validation")
                 test = federation_scores(evaluated.inspection.good, "test")
+                if self.routing is not None:
+                    kind, good = self.routing.kind, evaluated.inspection.good
+                    routing = federation_routing(number, kind, good)
+            self.standing.routing = routing.as_json() if routing else None
             # Leaving clients out flatters a method, so that it has to be said; that goes for
             # those that failed and for those that the strategy did not ask.
             everyone = len(list(self.grid.get_node_ids()))
@@ -137,9 +147,11 @@ class RoundLoop:
             "seconds": time.perf_counter() - started,
         }
         self.standing.finish_round(metrics, self.config.stopping.min_delta)
-        return self._record(metrics, trained)
+        return self._record(metrics, trained, routing)
 
-    def _record(self, metrics: dict[str, Any], trained: Phase) -> RoundRecord:
+    def _record(
+        self, metrics: dict[str, Any], trained: Phase, routing: FederationRouting | None
+    ) -> RoundRecord:
         """All that is written down about a round."""
         number, void = metrics["round"], metrics["train"]["void"]
         insights = [] if void else getattr(self.strategy, "new_insights", [])
@@ -154,6 +166,7 @@ class RoundLoop:
             clients=trained.client_columns(number, self.client_of),
             insights=[insight.as_json() for insight in insights],
             findings=getattr(self.strategy, "findings", None) if insights else None,
+            routing=routing,
         )
 
     def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:

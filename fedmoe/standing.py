@@ -24,6 +24,7 @@ class Standing:
         seconds: spent in rounds.
         final: test scores of the last evaluated round.
         missing: clients whose evaluation failed then, and who are not in those scores.
+        routing: what the router did then; `None` without one.
         best: test scores of the round that was best on validation data, with its `round`.
         best_objective: that round's validation objective.
         last_objective: the newest validation objective.
@@ -41,6 +42,7 @@ class Standing:
     seconds: float = 0.0
     final: Scores | None = None
     missing: int = 0
+    routing: dict[str, Any] | None = None
     best: Scores | None = None
     best_objective: float | None = None
     last_objective: float | None = None

@@ -16,6 +16,7 @@ from fedmoe.models.router_losses import RouterLosses
 from fedmoe.schema import ExperimentConfig
 from fedmoe.training.device import resolve_device
 from fedmoe.training.pool import Pool, Samples
+from fedmoe.training.watch import RouterPlan, plan_watch
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ class Experiment:
     def router_losses(self) -> RouterLosses:
         """What a mixture adds to its loss; nothing without a router."""
         return router_losses_of(self.config.model)
+
+    @cached_property
+    def router(self) -> RouterPlan | None:
+        """How the model's router is watched; `None` without one."""
+        compares = self.algorithm.compares_experts
+        return plan_watch(self.model, self.data, self.config.seed, compares)
 
 
 @lru_cache(maxsize=2)

@@ -8,11 +8,13 @@ from fedmoe.clients.insights import as_numbers, make_insights
 from fedmoe.clients.job import Job
 from fedmoe.clients.load import exchange_load, exchanges_load
 from fedmoe.clients.requests import MODEL, EvaluateRequest, TrainRequest
+from fedmoe.clients.routing import routing_records, routing_watch
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Part
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Numbers, Records
 from fedmoe.models import Parameters
+from fedmoe.training.watch import RouterWatch
 
 PARTS: tuple[Part, ...] = ("validation", "test")
 
@@ -53,21 +55,28 @@ def evaluate_clients(experiment: Experiment, request: EvaluateRequest, states: S
     Returns:
         `metrics`: `num-examples` (of the test part), and for both parts `PART-num-examples` and
         `PART-WHICH-loss` (`mse` for regression) and `PART-WHICH-accuracy`, WHICH being `global`
-        or `personalised`.
+        or `personalised`; `routing` of a model with a router, see `router_sums`.
     """
     job = Job(experiment, request, states)
     shared = experiment.algorithm.shared_model(job)
     personal = experiment.algorithm.personal_model(job, job.start())
     scores: Numbers = {}
+    models = {"global": shared, "personalised": personal}
+    watch = routing_watch(job, shared if personal is None else personal)
     for part in PARTS:
-        for which, params in (("global", shared), ("personalised", personal)):
-            if params is not None:
-                scores |= _scores(job, params, part, which)
-    return {words.METRICS: {words.NUM_EXAMPLES: scores["test-num-examples"], **scores}}
+        for which, params in models.items():
+            if params is None:
+                continue
+            is_watched = part == "test" and (which == "personalised" or personal is None)
+            scores |= _scores(job, params, part, which, watch if is_watched else None)
+    metrics = {words.NUM_EXAMPLES: scores["test-num-examples"], **scores}
+    return {words.METRICS: metrics, **routing_records(job, watch)}
 
 
-def _scores(job: Job, params: Parameters, part: Part, which: str) -> Numbers:
-    found = job.score(params, part)
+def _scores(
+    job: Job, params: Parameters, part: Part, which: str, watch: RouterWatch | None
+) -> Numbers:
+    found = job.score(params, part, watch)
     loss_name = "mse" if found.accuracy_C is None else "loss"
     scores: Numbers = {
         f"{part}-num-examples": found.count_C,

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmoe.errors import ReplyError
 from fedmoe.guard.columns import doubtful, part_kind
 from fedmoe.guard.message_check import MessageCheck, one_line
+from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.arrays import signature_of
 from fedmoe.messages.replies import Replies
@@ -56,10 +57,20 @@ class ReplyGuard:
     messages: it returns which of them, (P,), `check_reply` is to look at; the others are good.
     Arrays must come back in the shapes in which they were sent; a method
     `reply_signature(signature)` says otherwise.
+
+    Args:
+        config: the limits.
+        strategy: see above.
+        routing: judges what clients say of their router; `None` if the model has none.
     """
 
-    def __init__(self, config: RuntimeBase, strategy: Strategy | None = None) -> None:
-        self.config, self._strategy = config, strategy
+    def __init__(
+        self,
+        config: RuntimeBase,
+        strategy: Strategy | None = None,
+        routing: RoutingCheck | None = None,
+    ) -> None:
+        self.config, self._strategy, self._routing = config, strategy, routing
         self._doubts = getattr(strategy, "doubtful_replies", None)
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
@@ -73,7 +84,7 @@ class ReplyGuard:
         result, good = Inspection(), list[Message]()
         asked = {message.metadata.dst_node_id: message for message in sent}
         seen: set[int] = set()
-        check = MessageCheck(self.config, self._strategy)
+        check = MessageCheck(self.config, self._strategy, self._routing)
         for reply in sorted(replies, key=lambda one: one.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if node not in asked:
@@ -98,7 +109,7 @@ class ReplyGuard:
 
     def _inspect_columns(self, replies: Replies) -> Inspection:
         """The same verdicts; a message is made only of a reply that may be bad."""
-        check = MessageCheck(self.config, self._strategy)
+        check = MessageCheck(self.config, self._strategy, self._routing)
         nodes, result = replies.nodes, Inspection()
         sizes = np.zeros(len(replies), dtype=np.int64)
         suspect = np.full(len(replies), False)

@@ -38,12 +38,14 @@ def doubtful(
         part.bytes_per_reply > check.config.max_reply_bytes
         or words.NUM_EXAMPLES not in metrics
         or isinstance(sent, ArrayRecord) != came
+        or (check.routing and not isinstance(part.records.get(words.ROUTING), Stack | None))
     ):
         return everyone
     # A check of the strategy's own wants to see every message, unless it can read columns.
     if training and check.own_check is not None and doubts is None:
         return everyone
-    bad = metrics[words.NUM_EXAMPLES] < (1 if training else 0)
+    count = metrics[words.NUM_EXAMPLES]
+    bad = count < (1 if training else 0)
     for name, values in metrics.items():
         if name.endswith(words.NUM_EXAMPLES):
             if values.dtype.kind != "i":
@@ -53,7 +55,10 @@ def doubtful(
         if isinstance(record, Stack):
             if check.expected(sent, key) not in (None, record.signature):
                 return everyone
-            bad = bad | ~record.finite_C
+            if key == words.ROUTING and check.routing is not None:
+                bad = bad | check.routing.doubtful(record.tensors[words.SUMS], count)
+            else:
+                bad = bad | ~record.finite_C
         else:
             for values in record.values():
                 bad = bad | ~np.isfinite(values)

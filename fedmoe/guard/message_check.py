@@ -6,9 +6,10 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import ReplyError
+from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.array_checks import check_arrays
-from fedmoe.messages.arrays import Signature, content_bytes, signature_of
+from fedmoe.messages.arrays import Signature, content_bytes, signature_of, tensors_of
 from fedmoe.schema import RuntimeBase
 
 _REASON_LENGTH = 300
@@ -21,10 +22,13 @@ class MessageCheck:
         config: the limits.
         own_check: the strategy's `check_reply`, or `None`.
         own_signature: the strategy's `reply_signature`, or `None` if arrays come back as sent.
+        routing: what the clients' routers are judged by, or `None` if they have none.
     """
 
-    def __init__(self, config: RuntimeBase, strategy: Strategy | None) -> None:
-        self.config = config
+    def __init__(
+        self, config: RuntimeBase, strategy: Strategy | None, routing: RoutingCheck | None = None
+    ) -> None:
+        self.config, self.routing = config, routing
         self.own_check = getattr(strategy, "check_reply", None)
         self.own_signature = getattr(strategy, "reply_signature", None)
         self._known: dict[int, Signature] = {}
@@ -48,18 +52,25 @@ class MessageCheck:
         if asked and not isinstance(content.get(words.ARRAYS), ArrayRecord):
             raise ReplyError("the reply has no arrays")
         for key, record in content.items():
+            if key == words.ROUTING and self.routing and not isinstance(record, ArrayRecord):
+                raise ReplyError(f"{key} must be arrays")
             if isinstance(record, MetricRecord):
                 _check_finite(record)
             elif isinstance(record, ArrayRecord):
                 if key == words.ARRAYS and not asked:
                     raise ReplyError("weights were not asked for")
                 check_arrays(key, record, self.expected(sent, key))
+                if key == words.ROUTING and self.routing is not None:
+                    count = content.metric_records[words.METRICS][words.NUM_EXAMPLES]
+                    self.routing.check(tensors_of(record)[words.SUMS], count)
         if training and self.own_check is not None:
             self.own_check(reply)
         return size
 
     def expected(self, sent: object, key: str) -> Signature | None:
-        """Shapes and dtypes that arrays must have, read once a record; `None` for others."""
+        """Shapes and dtypes that arrays must have, read once a record; `None` where any will do."""
+        if key == words.ROUTING and self.routing is not None:
+            return self.routing.signature
         if key != words.ARRAYS or not isinstance(sent, ArrayRecord):
             return None
         if id(sent) not in self._known:

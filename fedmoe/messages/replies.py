@@ -101,7 +101,7 @@ class Replies(MessagesOnDemand):
         return selected
 
     def has_arrays(self, key: str) -> bool:
-        """Whether there are replies, and all of them hold arrays under a key."""
+        """Whether there are replies, and each has arrays of its own in this record."""
         return (
             len(self) > 0
             and all(isinstance(part.records.get(key), Stack) for part in self.parts)

@@ -21,6 +21,8 @@ LOAD = "expert-load"  # how the experts are used: shares of samples, and mean pr
 EXPERTS = "experts"  # which experts of a mixture the arrays hold
 STRENGTHS = "strengths"  # validation losses by strength of a client's prior
 PROTOTYPES = "prototypes"
+ROUTING = "routing"
+SUMS = "sums"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

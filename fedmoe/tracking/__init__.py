@@ -11,7 +11,7 @@ from fedmoe.tracking.checkpoint import (
     save_checkpoint,
 )
 from fedmoe.tracking.log import FILE_ONLY, configure_logging
-from fedmoe.tracking.plots import plot_learning, plot_partition
+from fedmoe.tracking.plots import plot_learning, plot_partition, plot_routing
 from fedmoe.tracking.progress import Progress, open_progress
 from fedmoe.tracking.run_directory import RunDirectory
 from fedmoe.tracking.summary import git_commit, print_summary, statistics, versions
@@ -28,6 +28,7 @@ __all__ = [
     "open_progress",
     "plot_learning",
     "plot_partition",
+    "plot_routing",
     "print_summary",
     "save_checkpoint",
     "statistics",

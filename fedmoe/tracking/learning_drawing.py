@@ -20,7 +20,7 @@ def draw_scores(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     """Draw the mean and the worst decile of each model on the test parts."""
     measures = (measure_of(record["test"]) for record in records)
     measure = next((found for found in measures if found), None)
-    _name_rounds(axes)
+    name_rounds(axes)
     axes.set_ylabel(f"test {measure}" if measure else "test score")
     tidy(axes)
     if measure is None:
@@ -31,7 +31,7 @@ def draw_scores(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
             rounds, values = _series(records, model, measure, key)
             if rounds:
                 label = f"{model}, {words}"
-                _line(axes, rounds, values, _COLOURS[model], style, label)
+                draw_line(axes, rounds, values, _COLOURS[model], style, label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=9)
 
 
@@ -50,8 +50,8 @@ def _series(
 def draw_loss(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     """Draw the clients' mean training loss; a void round is a gap."""
     rounds = [record["round"] for record in records]
-    _line(axes, rounds, [_number(record["train"]["loss"]) for record in records], GREEN)
-    _name_rounds(axes)
+    draw_line(axes, rounds, [_number(record["train"]["loss"]) for record in records], GREEN)
+    name_rounds(axes)
     axes.set_ylabel("training loss")
     tidy(axes)
 
@@ -66,15 +66,15 @@ def draw_traffic(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     largest = max((float(total[-1]) for total in totals.values() if total.size), default=0.0)
     unit, scale = next((pair for pair in _UNITS if largest >= pair[1]), ("B", 1.0))
     for way, colour, style in (("up", PURPLE, "-"), ("down", GREY, "--")):
-        _line(axes, rounds, list(totals[way] / scale), colour, style, way)
+        draw_line(axes, rounds, list(totals[way] / scale), colour, style, way)
     axes.set_ylim(bottom=0)
-    _name_rounds(axes)
+    name_rounds(axes)
     axes.set_ylabel(f"bytes so far ({unit})")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     tidy(axes)
 
 
-def _line(
+def draw_line(
     axes: "Axes",
     rounds: Sequence[int],
     values: Sequence[float],
@@ -82,6 +82,7 @@ def _line(
     style: str = "-",
     label: str = "",
 ) -> None:
+    """Draw a value a round; NaN is a gap."""
     axes.plot(
         rounds,
         values,
@@ -96,7 +97,8 @@ def _line(
     )
 
 
-def _name_rounds(axes: "Axes") -> None:
+def name_rounds(axes: "Axes") -> None:
+    """Let the x axis count rounds."""
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.set_xlabel("round")
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_ANNOTATED = (20, 12)
-_MOST_TICKS = 40
+MOST_ANNOTATED = (20, 12)
+MOST_TICKS = 40
 _MOST_COLUMNS = 1000
 _LONGEST_NAME = 20
 
@@ -30,8 +30,8 @@ def draw_labels(
 ) -> None:
     """Fill a figure with a map of counts (K, O), clients along the x axis."""
     num_clients, num_labels = counts_KO.shape
-    annotated = num_clients <= _MOST_ANNOTATED[0] and num_labels <= _MOST_ANNOTATED[1]
-    columns_KO = counts_KO if num_clients <= _MOST_TICKS else _sorted_columns(counts_KO)
+    annotated = num_clients <= MOST_ANNOTATED[0] and num_labels <= MOST_ANNOTATED[1]
+    columns_KO = counts_KO if num_clients <= MOST_TICKS else sorted_columns(counts_KO)
     # One huge client must not bleach the others; its colour is then the end of the scale.
     top = columns_KO.max(initial=1) if annotated else np.percentile(columns_KO, 99.5)
     axes = figure.add_subplot()
@@ -50,15 +50,22 @@ def draw_labels(
     colorbar.ax.locator_params(axis="y", integer=True)
     axes.set_title(f"Samples per label of {whose}", fontweight="bold")
     axes.set_ylabel("label")
-    if num_labels <= _MOST_TICKS:
+    if num_labels <= MOST_TICKS:
         axes.set_yticks(range(num_labels), _cut(class_names), parse_math=False)
-    _name_clients(figure, axes, client_names, "sorted by most frequent label")
+    name_clients(figure, axes, client_names, "sorted by most frequent label")
     if annotated:
         _write_counts(axes, counts_KO)
 
 
-def _sorted_columns(counts_KO: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Clients by their most frequent label, then by its count; averaged if there are many."""
+def sorted_columns(counts_KO: NDArray[Any]) -> NDArray[np.float64]:
+    """Clients by their most frequent label, then by its count; averaged if there are many.
+
+    Args:
+        counts_KO: (K, O) what each client has of each label.
+
+    Returns:
+        (columns, O), at most 1,000 columns.
+    """
     order = np.lexsort((-counts_KO.max(axis=1), counts_KO.argmax(axis=1)))
     groups = np.array_split(counts_KO[order], min(len(order), _MOST_COLUMNS))
     return np.stack([group.mean(axis=0) for group in groups])
@@ -87,22 +94,22 @@ def draw_sizes(
     """Fill a figure with bars of the clients' sizes (K,)."""
     axes = figure.add_subplot()
     axes.set_title(f"Samples of {whose}", fontweight="bold")
-    if len(sizes_K) <= _MOST_TICKS:
+    if len(sizes_K) <= MOST_TICKS:
         bars = axes.bar(range(len(sizes_K)), sizes_K, color=BLUE)
-        if len(sizes_K) <= _MOST_ANNOTATED[0]:
+        if len(sizes_K) <= MOST_ANNOTATED[0]:
             axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=2)
     else:
         axes.stairs(np.sort(sizes_K)[::-1], np.arange(len(sizes_K) + 1), fill=True, color=BLUE)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("samples")
-    _name_clients(figure, axes, client_names, "largest first")
+    name_clients(figure, axes, client_names, "largest first")
     tidy(axes)
 
 
-def _name_clients(figure: "Figure", axes: "Axes", client_names: Sequence[str], order: str) -> None:
-    """Put the names below the axis, or say how the clients are ordered if they are many."""
-    if len(client_names) > _MOST_TICKS:
+def name_clients(figure: "Figure", axes: "Axes", client_names: Sequence[str], order: str) -> None:
+    """Put the names below the x axis, or say how the clients are ordered if they are many."""
+    if len(client_names) > MOST_TICKS:
         axes.set_xlabel(f"clients, {order}")
         return
     names = _cut(client_names)

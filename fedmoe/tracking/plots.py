@@ -3,7 +3,7 @@
 matplotlib is imported when something is drawn, and used through its objects: no `pyplot`, no
 global state, no display.
 
-Letters: K clients, O classes (1 for regression).
+Letters: K clients, O classes (1 for regression), E experts.
 """
 
 import io
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedmoe.tracking.files import write_atomic
 from fedmoe.tracking.learning_drawing import draw_loss, draw_scores, draw_traffic
 from fedmoe.tracking.partition_drawing import draw_labels, draw_sizes
+from fedmoe.tracking.routing_drawing import draw_client_shares, draw_shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +81,38 @@ def plot_learning(records: Sequence[Mapping[str, Any]], path: Path, title: str) 
     draw_scores(figure.add_subplot(grid[0, :]), records)
     draw_loss(figure.add_subplot(grid[1, 0]), records)
     draw_traffic(figure.add_subplot(grid[1, 1]), records)
+    _save(figure, path)
+
+
+def plot_routing(
+    records: Sequence[Mapping[str, Any]],
+    shares_KE: NDArray[np.float64],
+    client_names: Sequence[str],
+    path: Path,
+    title: str,
+    number: int,
+) -> None:
+    """Draw which client used which expert in a round, and the experts' shares by round.
+
+    Args:
+        records: the lines of `routing.jsonl`, at least one.
+        shares_KE: each expert's share of each client's mixing weight; NaN for a client without
+            samples, which is left out.
+        client_names: K names.
+        path: of the PNG.
+        title: above the drawing.
+        number: of the round that `shares_KE` are of.
+    """
+    known = np.flatnonzero(np.isfinite(shares_KE).all(axis=1))
+    shares_KE, names = shares_KE[known], [client_names[client] for client in known.tolist()]
+    width = float(np.clip(2.6 + 0.42 * len(names), 8.0, 11.0))
+    figure = _new_figure(width, float(np.clip(5.0 + 0.28 * shares_KE.shape[1], 5.6, 10.0)))
+    figure.suptitle(title, fontweight="bold", parse_math=False)
+    # Each part is as wide as its own colour bar or legend allows.
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.2, 1])[:, 0]
+    if names:
+        draw_client_shares(figure, above.add_subplot(), shares_KE, names, number)
+    draw_shares(below.add_subplot(), records)
     _save(figure, path)
 
 

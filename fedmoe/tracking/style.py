@@ -7,6 +7,7 @@ if TYPE_CHECKING:
 
 # Of the Okabe-Ito palette and Tol's, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#595959"
+MANY = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", GREY)
 
 
 def tidy(axes: "Axes") -> None:

@@ -111,7 +111,8 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, file: IO[str] | Non
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, highlight=False)
+    # In a notebook, rich would make a block of HTML of every line.
+    console = Console(file=file, highlight=False, force_jupyter=False)
     title = Text(
         f"{summary['name']}: {summary['status']} after {_rounds(summary.get('rounds', 0))}"
     )
@@ -204,6 +205,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         size = f"{data['clients']:,} clients, {samples}"
         style = "yellow" if made_up else ""
         facts.append(("data", f"{data['name']} ({data['origin']}), {size}", style))
+    if routing := summary.get("routing"):
+        facts.append(("router", _router(routing), ""))
     if traffic := summary.get("bytes"):
         up, down = format_bytes(traffic["up"]), format_bytes(traffic["down"])
         facts.append(("traffic", f"up {up}, down {down}", ""))
@@ -214,6 +217,21 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if profile := summary.get("profile"):
         facts.append(("profile", _shares(profile), ""))
     return facts
+
+
+def _router(routing: Mapping[str, Any]) -> str:
+    """What the router did in the last evaluated round."""
+    if not routing["importance"]:
+        return "no expert answered"
+    experts = len(routing["importance"])
+    entropy, necessity = (
+        format_number(routing[key]) for key in ("importance_entropy", "necessity")
+    )
+    alive = experts - routing["dead_experts"]
+    return (
+        f"{alive} of {experts} experts alive, entropy of their shares {entropy}, "
+        f"necessity {necessity}"
+    )
 
 
 def _shares(profile: Mapping[str, float]) -> str:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, stacked_forward
+from fedmoe.models.moe import answers_of
+from fedmoe.models.routing import Routing
 from fedmoe.models.written import kernel_of
 from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.losses import sample_loss
 from fedmoe.training.pool import Pool
 from fedmoe.training.terms import take
+from fedmoe.training.watch import RouterWatch
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +48,7 @@ def evaluate_cohort(
     rows_Cn: Ints,
     count_C: Ints,
     cohort_size: int,
+    watch: RouterWatch | None = None,
 ) -> Evaluation:
     """Score each client's model on its own rows.
 
@@ -56,6 +60,7 @@ def evaluate_cohort(
         rows_Cn: each client's rows, padded on the right.
         count_C: how many of them are real.
         cohort_size: most clients stacked at once.
+        watch: is shown what the router does, if there is one.
     """
     predict = _predictions(model)
     shared = next(iter(params.values())).shape[0] == 1
@@ -66,10 +71,14 @@ def evaluate_cohort(
         x, target, real_Cn = pool.padded(rows_Cn[chosen, :longest], count_C[chosen])
         if shared:  # one model, one batch
             x, target = x.flatten(0, 1).unsqueeze(0), target.flatten(0, 1).unsqueeze(0)
-        y_COB = predict(own if shared else take(own, index), x)
-        scores_3Cn = _sample_scores(task, y_COB, target).view(3, *real_Cn.shape)
+        said = predict(own if shared else take(own, index), x)
+        scores_3Cn = _sample_scores(task, said.y_COB, target).view(3, *real_Cn.shape)
         # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
         totals_3C[:, index] = scores_3Cn.where(real_Cn, 0.0).sum(dim=2)
+        if watch is not None and said.routing is not None:
+            error_Cn = scores_3Cn[0] if task.kind == "regression" else 1 - scores_3Cn[1]
+            target = target.view(*real_Cn.shape, *target.shape[2:])
+            watch.see(chosen, said.routing, said.answers, target, real_Cn, error_Cn)
     size_C = torch.from_numpy(np.maximum(count_C, 1)).to(totals_3C)
     loss_C, correct_C, uncertainty_C = totals_3C / size_C
     if task.kind == "regression":
@@ -77,13 +86,31 @@ def evaluate_cohort(
     return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
 
 
-def _predictions(model: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
-    """Stacked parameters and (C, B, D) inputs to (C, O, B) outputs."""
+class _Said(NamedTuple):
+    """Outputs (C, O, B); of a mixture, who answered, and what each expert said (C, E, O, B)."""
+
+    y_COB: Tensor
+    routing: Routing | None
+    answers: Tensor | None
+
+
+def _predictions(model: nn.Module) -> Callable[[Parameters, Tensor], _Said]:
+    """From stacked parameters and (C, B, D) inputs."""
     kernel = kernel_of(model)
     if kernel is not None:
-        return lambda params, x: kernel(params, x).y_COB
+
+        def by_kernel(params: Parameters, x: Tensor) -> _Said:
+            run = kernel(params, x)
+            return _Said(run.y_COB, run.routing, answers_of(run))
+
+        return by_kernel
     forward = stacked_forward(model.eval())
-    return lambda params, x: forward(params, x).y.mT
+
+    def by_module(params: Parameters, x: Tensor) -> _Said:
+        output = forward(params, x)
+        return _Said(output.y.mT, output.routing, output.answers)
+
+    return by_module
 
 
 def _sample_scores(task: Task, y_COB: Tensor, target: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ class Batch(NamedTuple):
         x: (A, B, D) features.
         target: (A, B) classes or (A, B, O) targets.
         weight: (A, B) each sample's share of its batch, 0 for padding.
-        key: (A,) int64 keys for a router's draws.
+        key: (A,) int64 keys for a router's draws, if it makes any.
         federation: how the federation used its experts, if the clients know.
     """
 
     x: Tensor
     target: Tensor
     weight: Tensor
-    key: Tensor
+    key: Tensor | None
     federation: FederationLoad | None = None
 
     @property

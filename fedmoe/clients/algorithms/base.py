@@ -9,7 +9,7 @@ Letters: C clients of the cohort.
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedmoe.data.federation import Task
 from fedmoe.messages.arrays import Records, Stack
@@ -26,9 +26,12 @@ class LocalAlgorithm:
     """Trains all of the received model; there is a personalised one only of private parts.
 
     Attributes:
+        compares_experts: whether evaluation runs all experts that a client was sent, so that they
+            can be compared with each other.
         reads: keys of the array records that it reads of a train message besides the weights.
     """
 
+    compares_experts = True
     reads: tuple[str, ...] = ()
 
     def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -80,6 +83,11 @@ class LocalAlgorithm:
     def kept(self, job: "Job", trained: Trained) -> Parameters:
         """What of the models the clients keep until they are asked again, (C, ...) by name."""
         return job.private(trained.params)
+
+    def held_experts(self, job: "Job", params: Parameters) -> Tensor | None:
+        """Which of a mixture's experts some models have, (C, M); `None` for all."""
+        del params
+        return job.experts
 
     def shared_model(self, job: "Job") -> Parameters | None:
         """The global model, whole, (1 or C, ...) by name; `None` where there is no such thing."""

@@ -41,6 +41,8 @@ class Ifca(LocalAlgorithm):
     def __init__(self, config: IfcaConfig) -> None:
         self.config = config
 
+    compares_experts = False  # only the chosen one is run
+
     @override
     def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
         """A mixture of models as configured, of which each client uses one."""
@@ -71,6 +73,11 @@ class Ifca(LocalAlgorithm):
     def kept(self, job: "Job", trained: Trained) -> Parameters:
         """Nothing: the next round chooses anew."""
         return {}
+
+    @override
+    def held_experts(self, job: "Job", params: Parameters) -> Tensor | None:
+        """The one that was chosen."""
+        return params[_ASSIGNMENT].long()
 
     @override
     def shared_model(self, job: "Job") -> Parameters | None:

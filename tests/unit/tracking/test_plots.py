@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle, StepPatch
 from tracking_records import parts, record
 
 from fedmoe.tracking import plots
-from fedmoe.tracking.plots import plot_learning, plot_partition
+from fedmoe.tracking.plots import plot_learning, plot_partition, plot_routing
 
 
 @pytest.fixture
@@ -162,3 +162,54 @@ def test_runs_that_were_never_evaluated(
 ) -> None:
     plot_learning(records, tmp_path / "a.png", "none")
     assert figures[0].axes[0].texts[0].get_text() == "no round was evaluated"
+
+
+def shares(clients: int, experts: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).dirichlet(np.full(experts, 0.3), clients)
+
+
+def test_routing_shows_each_client_and_each_expert(tmp_path: Path, figures: list[Figure]) -> None:
+    shares_KE = shares(5, 3)
+    shares_KE[2] = np.nan  # it has no samples
+    lines = [{"round": 2 * n + 1, "importance": row.tolist()} for n, row in enumerate(shares(4, 3))]
+    lines[1]["importance"] = None  # nobody answered
+    plot_routing(lines, shares_KE, clients(5), tmp_path / "a.png", "$moe_{", 7)
+    above, colorbar, below = figures[0].get_axes()
+    left = np.delete(shares_KE, 2, axis=0)
+    np.testing.assert_array_equal(above.images[0].get_array(), left.T)
+    assert [tick.get_text() for tick in above.get_xticklabels()] == [
+        name for name in clients(5) if name != "client 2"
+    ]
+    written = {text.get_position(): text.get_text() for text in above.texts}
+    assert written == {(k, e): f"{100 * left[k, e]:.0f}" for k in range(4) for e in range(3)}
+    assert "round 7" in above.get_title()
+    even, *drawn = below.lines
+    assert set(np.asarray(even.get_ydata())) == {1 / 3}
+    for expert, line in enumerate(drawn):
+        assert list(np.asarray(line.get_xdata())) == [1, 3, 5, 7]
+        expected = [np.nan if n == 1 else shares(4, 3)[n, expert] for n in range(4)]
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+    assert colorbar.get_ylabel() == "share of the weight"
+
+
+@pytest.mark.parametrize(("number", "experts"), [(3000, 16), (3, 50)])
+def test_routing_of_many_clients_or_experts_fits(
+    tmp_path: Path, figures: list[Figure], number: int, experts: int
+) -> None:
+    shares_KE = shares(number, experts)
+    lines = [{"round": 1, "importance": shares_KE.mean(axis=0).tolist()}]
+    plot_routing(lines, shares_KE, clients(number), tmp_path / "a.png", "moe", 1)
+    above, _, below = figures[0].get_axes()
+    shown_EK = above.images[0].get_array()
+    assert shown_EK is not None
+    assert shown_EK.shape == (experts, min(number, 1000))
+    if number > 40:
+        assert (np.diff(shown_EK.argmax(axis=0)) >= 0).all()
+    assert len(below.lines) == 1 + experts
+    assert max(size(tmp_path / "a.png")) <= 1650
+
+
+def test_routing_of_clients_without_samples(tmp_path: Path) -> None:
+    lines = [{"round": 1, "importance": None}]
+    plot_routing(lines, np.full((2, 3), np.nan), clients(2), tmp_path / "a.png", "moe", 1)
+    assert size(tmp_path / "a.png") > (0, 0)

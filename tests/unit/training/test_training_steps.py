@@ -99,7 +99,8 @@ def test_a_term_of_the_representation_comes_to_the_same_gradient(
     other = ByAutograd(stacked_forward(setup.module), sample_loss(setup.task), terms, LOSSES)
     params = {name: value[:active] for name, value in setup.start.items()}
     x, target, weight, key, _ = batch_of(setup)
-    batch = Batch(x[:active], target[:active], weight[:active], key[:active])
+    key_A = None if key is None else key[:active]
+    batch = Batch(x[:active], target[:active], weight[:active], key_A)
     (loss_A, gradient), (expected_A, expected) = chosen(params, batch), other(params, batch)
     same(loss_A, expected_A)
     found = gradient.tensors()
