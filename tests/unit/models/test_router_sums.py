@@ -138,7 +138,7 @@ def shared(routed: Routed) -> Routed:
         return part.movedim(0, -2).flatten(-2).unsqueeze(0)
 
     answers = None if routed.answers is None else flat(routed.answers)
-    routing = Routing(*map(flat, routed.routing))
+    routing = Routing(*map(flat, routed.routing[:4]))
     return routed._replace(routing=routing, answers=answers, order_AES=flat(routed.order_AES))
 
 

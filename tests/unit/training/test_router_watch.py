@@ -111,7 +111,7 @@ class Case:
         real_1B, batch = torch.ones(1, len(x_BD), dtype=torch.bool), len(x_BD)
         earlier_1B = torch.full((1, batch), UNKNOWN)
         earlier_1B[0, :REMEMBERED] = earlier_W[:batch]
-        routing = Routing(*(part[None] for part in output.routing))
+        routing = Routing(*(part[None] for part in output.routing[:4]))
         main_1B = main_experts(routing, real_1B)
         routed = Routed(
             routing, None if output.answers is None else output.answers[None], target[None],
