@@ -138,7 +138,8 @@ def shared(routed: Routed) -> Routed:
         return part.movedim(0, -2).flatten(-2).unsqueeze(0)
 
     answers = None if routed.answers is None else flat(routed.answers)
-    routing = Routing(*map(flat, routed.routing[:4]))
+    parts = {n: flat(p) for n, p in routed.routing._asdict().items() if p is not None}
+    routing = Routing(**parts)
     return routed._replace(routing=routing, answers=answers, order_AES=flat(routed.order_AES))
 
 
@@ -192,6 +193,23 @@ def test_what_an_unused_expert_blows_up_stays_finite(kind: Kind, huge: float) ->
         assert hit.any()
         worst = totals_CT[:, TOTALS.index("random_errors")]
         torch.testing.assert_close(worst, hit * MOST, rtol=1e-6, atol=1e3)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_padding_may_hold_anything(kind: Kind) -> None:
+    routed = make_routed(3, 5, 3, 2, seed=1, kind=kind)
+    assert not routed.real_CB.all()
+    expected = named_sums(routed, kind)
+    padding_C1B = ~routed.real_CB.unsqueeze(1)
+    assert routed.answers is not None
+    spoilt = routed._replace(
+        routing=Routing(*(p.masked_fill(padding_C1B, math.nan) for p in routed.routing[:4])),
+        answers=routed.answers.masked_fill(padding_C1B.unsqueeze(1), math.nan),
+        error_CB=routed.error_CB.masked_fill(~routed.real_CB, math.nan),
+    )
+    for one in (spoilt, shared(spoilt)):
+        for name, value in named_sums(one, kind).items():
+            torch.testing.assert_close(value, expected[name])
 
 
 def test_the_order_of_experts_is_drawn_uniformly_for_each_sample() -> None:
