@@ -11,7 +11,7 @@ E experts.
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,20 @@ from fedmoe.models.filled import filled
 from fedmoe.models.routers import Router
 from fedmoe.models.routing import Routing, StepContext
 from fedmoe.models.written import Pass, WrittenModule
+
+
+class Said(NamedTuple):
+    """What a model says of some samples.
+
+    Attributes:
+        y_COB: logits or predictions.
+        routing: who answered, or `None` without a router.
+        answers: (C, E, O, B) what each expert says, or `None`.
+    """
+
+    y_COB: Tensor
+    routing: Routing | None
+    answers: Tensor | None
 
 
 class MixtureOfExperts(WrittenModule):
@@ -147,10 +161,18 @@ class MixtureOfExperts(WrittenModule):
             (C, E, O, B) outputs of each expert, and (C, E, B) the logits of the gate without
             prior or assignment; zero without a gate.
         """
-        own = self._own("experts", params)
-        kernel = self._kind.kernel
-        y_CEOB = kernel(own, x_CBD).y_COB if kernel else self._kind.run(own, x_CBD).y
-        return y_CEOB, self.rule.shared_logits(self._own("router", params), x_CBD)
+        logits_CEB = self.rule.shared_logits(self._own("router", params), x_CBD)
+        return self._all_answers(params, x_CBD), logits_CEB
+
+    def said(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> "Said":
+        """Run stacked parameters for evaluation, and keep what all experts say, chosen or not."""
+        routing = self.rule.route(self._own("router", params), x_CBD)
+        y_CEOB = self._all_answers(params, x_CBD)
+        return Said(COMBINE[self.combine].mix(y_CEOB, routing.weight).y, routing, y_CEOB)
+
+    def _all_answers(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> Tensor:
+        own, kernel = self._own("experts", params), self._kind.kernel
+        return kernel(own, x_CBD).y_COB if kernel else self._kind.run(own, x_CBD).y
 
     def _own(self, part: str, params: Mapping[str, Tensor]) -> Parameters:
         """The parameters of the router or of the experts, by their own names."""
@@ -191,8 +213,3 @@ class _Pass:
         self.answers.backward(answers_grad, None, model._own("experts", into), keep)
         logits_grad = rule.behind(self.routing, weight_grad, logits_grad_CEB)
         rule.add_gradient(logits_grad, self.x_CBD, model._own("router", into), keep)
-
-
-def answers_of(run: Pass) -> Tensor | None:
-    """(C, E, O, B) what every expert of a mixture said in a pass; `None` of another model."""
-    return run.answers.y_COB if isinstance(run, _Pass) else None
