@@ -121,6 +121,8 @@ def main(words: Sequence[str] | None = None) -> None:
             )
             dense = dense or f"{1000 * result.dense:.2f}"
             cells.append(f"{result.dense / result.sparse:.2f}{'*' if result.by_rule else ''}")
+        if not any(cells):
+            continue
         row = [*map(str, (clients, batch, features, hidden)), dense, *cells]
         print(f"| {' | '.join(row)} |", flush=True)
 
