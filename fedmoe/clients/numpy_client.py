@@ -7,6 +7,7 @@ same data, model and private arrays: a cohort of one, for notebooks and for code
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, Self, cast
 
 import numpy as np
@@ -79,10 +80,15 @@ class Client(NumPyClient):
 
     Attributes:
         client_id: the client's place in the federation, from 0.
+
+    Raises:
+        ConfigError: the id cannot be one.
     """
 
     def __init__(self, client_id: int, experiment: Experiment | None = None) -> None:
-        self.client_id = client_id
+        if not (isinstance(client_id, Integral) and client_id >= 0):
+            raise ConfigError(f"client_id={client_id}: must be a whole number of at least 0")
+        self.client_id: int = int(client_id)
         self._home: Membership | None = None
         if experiment is not None:
             self.join(Clients(experiment, StackedStates()))
@@ -106,7 +112,7 @@ class Client(NumPyClient):
                 "Server(clients=[...]), or make it with Client(client_id=..., experiment=...)"
             )
         data = self._home.experiment.data
-        if not 0 <= self.client_id < data.num_clients:
+        if self.client_id >= data.num_clients:
             raise ConfigError(
                 f"client_id={self.client_id}: {data.name} is divided among clients 0 to "
                 f"{data.num_clients - 1}"

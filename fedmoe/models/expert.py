@@ -5,6 +5,7 @@ Letters: B batch, D features, O outputs, E experts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from numbers import Integral
 
 from torch import nn
 
@@ -28,7 +29,7 @@ class Expert:
             maps (B, D) to (B, O).
 
     Raises:
-        ConfigError: a negative id, a width below 1, or both `hidden` and `module`.
+        ConfigError: an id or width that is none, or both `hidden` and `module`.
     """
 
     expert_id: int
@@ -37,13 +38,15 @@ class Expert:
     module: ModuleFactory | None = None
 
     def __post_init__(self) -> None:
-        if self.expert_id < 0:
-            raise ConfigError(f"expert_id={self.expert_id}: must be at least 0")
-        if any(width < 1 for width in self.hidden):
-            raise ConfigError(f"hidden={list(self.hidden)}: every width must be at least 1")
+        if not (isinstance(self.expert_id, Integral) and self.expert_id >= 0):
+            raise ConfigError(f"expert_id={self.expert_id}: must be a whole number of at least 0")
+        if not all(isinstance(width, Integral) and width >= 1 for width in self.hidden):
+            raise ConfigError(
+                f"hidden={list(self.hidden)}: every width must be a whole number of at least 1"
+            )
         if self.hidden and self.module is not None:
             raise ConfigError(f"hidden={list(self.hidden)}: a module of one's own takes no widths")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "hidden", tuple(int(width) for width in self.hidden))
 
     def build(self, num_features: int, num_outputs: int) -> nn.Module:
         """The module, its parameters drawn from torch's own generator.

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,14 +43,17 @@ def test_an_expert_is_linear_unless_it_has_widths_or_a_module() -> None:
     assert type(hidden) is Mlp
     assert [tuple(p.shape) for p in hidden.weights] == [(6, D), (5, 6), (OUT, 5)]
     assert type(Expert(2, module=tanh).build(D, OUT)) is nn.Sequential
-    assert Expert(0, hidden=[6]) == Expert(0, hidden=(6,)) != Expert(0)
+    width: Any = np.int64(6)
+    assert Expert(0, hidden=[width]) == Expert(0, hidden=(6,)) != Expert(0)
 
 
 @pytest.mark.parametrize(
     ("expert", "reason"),
     [
-        (lambda: Expert(-1), "expert_id=-1: must be at least 0"),
-        (lambda: Expert(0, hidden=[8, 0]), "hidden=[8, 0]: every width must be at least 1"),
+        (lambda: Expert(-1), "expert_id=-1: must be a whole number of at least 0"),
+        (lambda: Expert("first"), "expert_id=first: must be a whole number of at least 0"),  # type: ignore[arg-type]
+        (lambda: Expert(0, hidden=[8, 0]), "hidden=[8, 0]: every width must be a whole number of"),
+        (lambda: Expert(0, hidden=[1.5]), "hidden=[1.5]: every width must be a whole number of"),  # type: ignore[list-item]
         (lambda: Expert(0, hidden=[8], module=tanh), "hidden=[8]: a module of one's own"),
     ],
 )
