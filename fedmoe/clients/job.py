@@ -299,8 +299,6 @@ class Job:
             watch: is shown what the router does.
         """
         samples = self.samples_of(part)
-        if any(len(value) > 1 for value in params.values()):  # not one model for everybody
-            params = self.each(params)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,

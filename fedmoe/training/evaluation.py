@@ -55,16 +55,18 @@ def evaluate_cohort(
         model: the architecture; put into evaluation mode (no dropout).
         task: fixes the loss and whether there is an accuracy.
         pool: where the rows lie, and on which device to compute.
-        params: parameters, client axis first; an axis of length 1 is one model for everybody.
+        params: parameters, client axis first; one of length 1 is the same for everybody.
         rows_Cn: each client's rows, padded on the right.
         count_C: how many of them are real.
         cohort_size: most clients stacked at once.
         watch: is shown what the router does, if there is one.
     """
     predict = _predictions(model, watch is not None)
-    shared = next(iter(params.values())).shape[0] == 1
+    shared = all(len(value) == 1 for value in params.values())
     totals_3C = pool.x_ND.new_zeros(3, len(count_C))
     own = {name: value.to(pool.device) for name, value in params.items()}
+    if not shared:  # what all have the same may stand beside what is each one's own
+        own = {name: p.expand(len(count_C), *p.shape[1:]) for name, p in own.items()}
     for chosen, longest in sample_chunks({} if shared else own, pool, count_C, cohort_size):
         index = torch.from_numpy(chosen).to(pool.device)
         x, target, real_Cn = pool.padded(rows_Cn[chosen, :longest], count_C[chosen])

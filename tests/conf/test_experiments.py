@@ -67,7 +67,10 @@ def lines(path: Path, file: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------- experiments
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+EXPERIMENTS = [*options("experiment"), *(f"regimes/{one}" for one in options("experiment/regimes"))]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(experiment: str) -> None:
     path = simulate(f"+experiment={experiment}", "training.epochs=1")
     assert not list(path.glob("*.png"))

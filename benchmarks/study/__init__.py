@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/regimes.py`: which method is best for which kind of clients."""
