@@ -38,7 +38,7 @@ from benchmarks.ceiling import (
 )
 from fedmoe.data import Task
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, RouterLosses
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.routers import SoftmaxRouter
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.cohort import Cohort, train_cohort
@@ -102,8 +102,8 @@ class Work:
         if self.name == "mlp":
             return Mlp(FEATURES, (HIDDEN,), OUTPUTS)
         return MixtureOfExperts(
-            FEATURES, OUTPUTS, experts=perceptron(FEATURES, (EXPERT_HIDDEN,), OUTPUTS),
-            num_experts=EXPERTS, router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
+            FEATURES, OUTPUTS, experts=Expert(0, hidden=(EXPERT_HIDDEN,)).times(EXPERTS),
+            router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
         )  # fmt: skip
 
     def way(

@@ -5,13 +5,13 @@ command line; `config`, a resolved experiment as JSON, is what fedmoe itself sen
 """
 
 import shlex
-from dataclasses import replace
 from functools import lru_cache
 
 from flwr.app import Context
 
 from fedmoe.config import from_json, load_config, to_json
-from fedmoe.schema import ExperimentConfig, NaturalConfig
+from fedmoe.configuration.parts import divided_among
+from fedmoe.schema import NaturalConfig
 
 
 def resolve(context: Context, num_clients: int) -> str:
@@ -31,11 +31,8 @@ def resolve(context: Context, num_clients: int) -> str:
 @lru_cache(maxsize=4)
 def _resolve(config_json: str, overrides: str, num_clients: int) -> str:
     config = from_json(config_json) if config_json else load_config(shlex.split(overrides))
-    return to_json(_divided_among(config, num_clients))
-
-
-def _divided_among(config: ExperimentConfig, num_clients: int) -> ExperimentConfig:
-    """A federation of Flower's has as many clients as it has nodes, whatever the YAML says."""
-    if isinstance(config.partition, NaturalConfig):
-        return config
-    return replace(config, partition=replace(config.partition, num_clients=num_clients))
+    # A federation of Flower's has as many clients as it has nodes, whatever the YAML says; only
+    # natural clients are as many as the data have.
+    if not isinstance(config.partition, NaturalConfig):
+        config = divided_among(config, num_clients)
+    return to_json(config)

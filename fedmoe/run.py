@@ -3,35 +3,30 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
-from fedmoe.messages.arrays import to_record
 from fedmoe.pictures import draw_run
 from fedmoe.profiling import section
 from fedmoe.round_profile import PROFILE_FILE, RoundProfile, profile_totals
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.routing_scores import CLIENTS_FILE, ROUTING_FILE, FederationRouting, write_clients
+from fedmoe.run_state import RunState
 from fedmoe.schema import ExperimentConfig
-from fedmoe.standing import Standing
-from fedmoe.strategies import build_strategy
-from fedmoe.strategies.state import restore_strategy, strategy_state
 from fedmoe.tracking import (
     FILE_ONLY,
     RunDirectory,
     git_commit,
-    load_checkpoint,
     open_progress,
     print_summary,
-    save_checkpoint,
     versions,
 )
 from fedmoe.training.process import prepare_process
@@ -41,49 +36,27 @@ LINE_FILES = (
     "metrics.jsonl", "clients.jsonl", "insights.jsonl", "findings.jsonl", ROUTING_FILE, PROFILE_FILE
 )  # fmt: skip
 
-Arrays = dict[str, NDArray[Any]]
-
-
-class PrivateState(Protocol):
-    """Where clients' private arrays can be saved from and restored to."""
-
-    def state(self) -> Arrays:
-        """Arrays by path."""
-        ...
-
-    def restore(self, arrays: Arrays) -> None:
-        """Undo `state`."""
-        ...
-
 
 @dataclass
 class FederationRun:
-    """Everything one run needs.
+    """Rounds from where a server stands to the last that the configuration says, on record.
 
     Attributes:
-        experiment: configuration, data and model, as the server knows them.
+        experiment: data and model, as the server knows them.
+        config: the experiment's, with as many rounds as this run is to reach.
+        state: what is changed.
         grid: any Flower grid with the clients behind it.
         directory: where records go.
         client_of: the client behind a node id.
-        clients: the clients' private state, where this process holds it; else `None`.
     """
 
     experiment: Experiment
+    config: ExperimentConfig
+    state: RunState
     grid: Grid
     directory: RunDirectory
     client_of: Callable[[int], int]
-    clients: PrivateState | None = None
-
-    def __post_init__(self) -> None:
-        self.strategy = build_strategy(self.config, self.experiment.data.task)
-        self.standing = Standing(to_record(self.experiment.shared))
-        self._saved_round = -1
-        self._routing: FederationRouting | None = None  # of the last evaluated round
-
-    @property
-    def config(self) -> ExperimentConfig:
-        """The experiment's configuration."""
-        return self.experiment.config
+    _routing: FederationRouting | None = field(init=False, default=None)  # of the last evaluation
 
     def run(self) -> dict[str, Any]:
         """Run to the end.
@@ -95,8 +68,8 @@ class FederationRun:
             KeyboardInterrupt: after Ctrl-C, once all is written.
             FedmoeError: the run could not go on.
         """
-        if self.config.resume is not None:
-            self._resume()
+        if self.state.torn:
+            self._drop_later_records()
         self.directory.write_json("config.json", asdict(self.config))
         data = self.experiment.data
         _LOG.info(
@@ -105,8 +78,10 @@ class FederationRun:
         )  # fmt: skip
         status = "failed"
         reason: str | None = None
+        self.state.torn = True
         try:
             status = self._run_rounds()
+            self.state.torn = False
         except KeyboardInterrupt:
             status = "interrupted"
             raise
@@ -114,7 +89,7 @@ class FederationRun:
             status, reason = "failed", str(error) or type(error).__name__
             raise
         finally:
-            _LOG.info("%s after round %d", status, self.standing.round, extra=FILE_ONLY)
+            _LOG.info("%s after round %d", status, self.state.standing.round, extra=FILE_ONLY)
             summary = self.summary(status, reason)
             self.directory.write_json("summary.json", summary)
             if self._routing is not None:
@@ -122,7 +97,8 @@ class FederationRun:
         return summary
 
     def _run_rounds(self) -> str:
-        mode, start = self.config.tracking.progress, self.standing.round
+        mode, start = self.config.tracking.progress, self.state.standing.round
+        plan = self.experiment.router
         profile = RoundProfile(self.directory) if self.config.tracking.profile else None
         with (
             profile.profile.at_work() if profile else nullcontext(),
@@ -140,24 +116,21 @@ class FederationRun:
                 if profile is not None:
                     profile.end_round(record.round)
                 if interrupted():
+                    self.state.torn = False  # nothing is lost: a checkpoint has just been written
                     raise KeyboardInterrupt
 
             loop = RoundLoop(
                 config=self.config,
-                strategy=self.strategy,
+                strategy=self.state.strategy,
                 grid=self.grid,
-                standing=self.standing,
+                standing=self.state.standing,
                 client_of=self.client_of,
                 on_round=on_round,
-                routing=self._routing_check(),
+                routing=RoutingCheck(plan.kind) if plan else None,
             )
             status = loop.run()
             self._checkpoint()
         return status
-
-    def _routing_check(self) -> RoutingCheck | None:
-        plan = self.experiment.router
-        return RoutingCheck(plan.kind) if plan else None
 
     def _record(self, record: RoundRecord) -> None:
         # The round's own line comes last: where it stands, the others are whole.
@@ -171,38 +144,19 @@ class FederationRun:
         self.directory.append("metrics.jsonl", record.metrics)
 
     def _checkpoint(self) -> None:
-        if self._saved_round == self.standing.round:
-            return
-        strategy_arrays, strategy_values = strategy_state(self.strategy)
-        arrays: Arrays = {f"global/{k}": a.numpy() for k, a in self.standing.arrays.items()}
-        arrays |= {f"strategy/{k}": np.asarray(a) for k, a in strategy_arrays.items()}
-        if self.clients is not None:
-            arrays |= {f"clients/{k}": a for k, a in self.clients.state().items()}
-        values = {"standing": self.standing.as_json(), "strategy": strategy_values}
-        save_checkpoint(self.directory.path, self.standing.round, arrays, values)
-        _LOG.info("checkpoint of round %d", self.standing.round, extra=FILE_ONLY)
-        self._saved_round = self.standing.round
+        if self.state.save(self.directory.path):
+            _LOG.info("checkpoint of round %d", self.state.standing.round, extra=FILE_ONLY)
 
-    def _resume(self) -> None:
-        """Go back to the newest checkpoint, and drop the records of later rounds."""
-        checkpoint = load_checkpoint(self.directory.path)
-        groups: dict[str, Arrays] = {"global": {}, "strategy": {}, "clients": {}}
-        for path, array in checkpoint.arrays.items():
-            group, _, name = path.partition("/")
-            groups[group][name] = array
-        values = checkpoint.state["standing"]
-        self.standing = Standing.from_json(to_record(groups["global"]), values)
-        restore_strategy(self.strategy, groups["strategy"], checkpoint.state["strategy"])
-        if self.clients is not None:
-            self.clients.restore(groups["clients"])
+    def _drop_later_records(self) -> None:
+        """Go on from the last round that stands: what was written of later ones is void."""
+        number = self.state.standing.round
         for file in LINE_FILES:
-            self.directory.truncate(file, checkpoint.round)
-        self._saved_round = checkpoint.round
-        _LOG.info("resuming %s after round %d", self.directory.path, checkpoint.round)
+            self.directory.truncate(file, number)
+        _LOG.info("resuming %s after round %d", self.directory.path, number)
 
     def summary(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """What `summary.json` holds."""
-        standing, data = self.standing, self.experiment.data
+        standing, data = self.state.standing, self.experiment.data
         nothing = {"global": None, "personalised": None}
         return {
             "name": self.config.name,
@@ -256,3 +210,20 @@ def conduct(run: FederationRun) -> dict[str, Any]:
                 draw_run(run.experiment, run.directory)
         print_summary(summary, run.directory.path)
     return summary
+
+
+def open_run_directory(config: ExperimentConfig, path: Path | None) -> RunDirectory:
+    """The folder of a run: a new one, or that of the run which is resumed.
+
+    Args:
+        config: of the run.
+        path: of a new one; by default below the working directory, as `fedmoe-simulate` has it.
+
+    Raises:
+        RunError: the folder cannot be made, or there is no such run to resume.
+    """
+    if config.resume is not None:
+        return RunDirectory.reopen(Path(config.resume))
+    started = datetime.now()  # a folder's name, in the user's own time
+    usual = Path("runs", f"{started:%Y-%m-%d}", f"{started:%H-%M-%S}-{config.name}")
+    return RunDirectory.claim((path or usual).absolute())

@@ -1,25 +1,19 @@
 """The Flower ServerApp, for `flwr run` and SuperLinks: the same rounds on Flower's own grid."""
 
-import logging
 import time
-from datetime import datetime
-from pathlib import Path
 
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedmoe.app_config import resolve
-from fedmoe.clients import Experiment, load_experiment
-from fedmoe.errors import ConfigError, RunError
+from fedmoe.config import from_json
+from fedmoe.errors import RunError
 from fedmoe.messages import words
 from fedmoe.ordered_grid import OrderedGrid
-from fedmoe.run import FederationRun, conduct
-from fedmoe.schema import ExperimentConfig
-from fedmoe.tracking import RunDirectory, configure_logging
+from fedmoe.serving import Server
 
 app = ServerApp()
 
-_LOG = logging.getLogger("fedmoe.server_app")
 _WAIT_SECONDS = 60.0
 
 
@@ -31,34 +25,8 @@ def main(grid: Grid, context: Context) -> None:
         FedmoeError: bad data or configuration, or a run that cannot go on.
     """
     num_nodes = _count_nodes(grid)
-    experiment = load_experiment(resolve(context, num_nodes))
-    config = experiment.config
-    _check_clients(experiment, num_nodes)
-    with (
-        _run_directory(config) as directory,
-        configure_logging(config.tracking, directory.path / "run.log"),
-    ):
-        _LOG.info("%d nodes; results go to %s", num_nodes, directory.path)
-        ordered = OrderedGrid(grid, _partitions(grid))
-        conduct(FederationRun(experiment, ordered, directory, ordered.client_id))
-
-
-def _run_directory(config: ExperimentConfig) -> RunDirectory:
-    """A new one below the working directory, which is the SuperLink's, or the one to resume."""
-    if config.resume is not None:
-        return RunDirectory.reopen(Path(config.resume))
-    started = datetime.now()  # a folder's name, in the user's own time
-    path = Path("runs") / f"{started:%Y-%m-%d}" / f"{started:%H-%M-%S}-{config.name}"
-    return RunDirectory.claim(path.absolute())
-
-
-def _check_clients(experiment: Experiment, num_nodes: int) -> None:
-    """Each node is one client; a natural partition has as many clients as it has."""
-    if num_nodes != experiment.data.num_clients:
-        raise ConfigError(
-            f"{num_nodes} nodes are connected, but {experiment.data.name} has "
-            f"{experiment.data.num_clients} natural clients; start as many nodes"
-        )
+    config = from_json(resolve(context, num_nodes))
+    Server(num_nodes, config=config, grid=OrderedGrid(grid, _partitions(grid))).run()
 
 
 def _partitions(grid: Grid) -> dict[int, int]:

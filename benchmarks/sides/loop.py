@@ -1,6 +1,6 @@
 """Client after client: python -m benchmarks.sides.loop (fedmoe | textbook) WORK.
 
-`fedmoe` calls `FedMoEClient.fit`, a cohort of one; `textbook` a client as a tutorial has it.
+`fedmoe` calls `Client.fit`, a cohort of one; `textbook` a client as a tutorial has it.
 Both average the weights with NumPy, weighted by samples.
 """
 
@@ -72,11 +72,11 @@ class Server:
 
 def fedmoe_clients(work: Work) -> tuple[list[NumPyClient], list[str]]:
     """Our clients, and the names of their parameters in order."""
-    from fedmoe.clients import FedMoEClient, load_experiment
+    from fedmoe.clients import Client, load_experiment
     from fedmoe.config import load_config, to_json
 
     experiment = load_experiment(to_json(load_config(work.words)))
-    return [FedMoEClient(experiment, k) for k in range(len(work.rows))], list(experiment.initial)
+    return [Client(k, experiment) for k in range(len(work.rows))], list(experiment.initial)
 
 
 def main() -> None:

@@ -2,6 +2,6 @@
 
 from fedmoe.clients.answering import answer, answer_cohort
 from fedmoe.clients.experiment import Experiment, load_experiment
-from fedmoe.clients.numpy_client import FedMoEClient
+from fedmoe.clients.numpy_client import Client, Clients
 
-__all__ = ["Experiment", "FedMoEClient", "answer", "answer_cohort", "load_experiment"]
+__all__ = ["Client", "Clients", "Experiment", "answer", "answer_cohort", "load_experiment"]

@@ -188,13 +188,13 @@ def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) ->
     arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
         extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
-        return _Asked(kind, places, _settings(content), arrays, None, extras)
+        return _Asked(kind, places, settings_of(content), arrays, None, extras)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
     found = [(key, _get_arrays(content, key)) for key in reads]
     found.append((words.EXPERTS, _experts(content)))
     extras = {key: record for key, record in found if record is not None}
-    return _Asked(kind, places, _settings(content), arrays, words.get_guidance(content), extras)
+    return _Asked(kind, places, settings_of(content), arrays, words.get_guidance(content), extras)
 
 
 def _experts(content: RecordDict) -> ArrayRecord | None:
@@ -216,7 +216,12 @@ def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
     return record
 
 
-def _settings(content: RecordDict) -> Settings:
+def settings_of(content: RecordDict) -> Settings:
+    """What a message sets.
+
+    Raises:
+        ValueError: a setting is not what it must be.
+    """
     config = words.get_config(content)
     wanted = config.get(words.WANTED_PAYLOADS)
     if isinstance(wanted, list):

@@ -1,12 +1,46 @@
-"""Some of a mixture's experts: those that a client was sent, or has chosen.
+"""What a client was sent of a model: checks, and the rows of some of a mixture's experts.
 
 Letters: C clients, E experts, M chosen experts of a client.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedmoe.models import Parameters
+from fedmoe.models import MixtureOfExperts, Parameters
+
+Shapes = dict[str, tuple[int, ...]]  # by name
+
+
+def check_index(index_CM: Tensor, model: nn.Module, shared: Parameters) -> None:
+    """Refuse an index of experts that cannot be.
+
+    Args:
+        index_CM: which experts came.
+        model: the clients'.
+        shared: what travels of it, (1, E, ...) by name.
+
+    Raises:
+        ValueError: there are none such, or they do not ascend.
+    """
+    if not isinstance(model, MixtureOfExperts):
+        raise ValueError("experts were sent for a model that has none")
+    most = model.num_experts
+    if any(value.shape[1] != most for value in shared.values()):
+        raise ValueError("experts were sent for a model whose experts do not all travel")
+    ascends = bool((index_CM.diff(dim=1) > 0).all())
+    within = bool(((index_CM >= 0) & (index_CM < most)).all())
+    if not (ascends and within and index_CM.shape[1]):
+        raise ValueError(f"experts {index_CM[0].tolist()} must ascend and lie in 0..{most - 1}")
+
+
+def difference(shapes: Shapes, expected: Shapes) -> str:
+    """The first difference between what came and what should have, in words."""
+    if missing := sorted(expected.keys() - shapes.keys()):
+        return f"lacks {', '.join(missing)}"
+    if extra := sorted(shapes.keys() - expected.keys()):
+        return f"has {', '.join(extra)}, which does not travel"
+    name = next(name for name in expected if shapes[name] != expected[name])
+    return f"has {name} of shape {shapes[name]}, expected {expected[name]}"
 
 
 def held_rows(value: Tensor, index_CM: Tensor) -> Tensor:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmoe.clients.experiment import Experiment
-from fedmoe.clients.experts import held_rows, held_state, with_rows, with_state
+from fedmoe.clients.experts import (
+    check_index,
+    difference,
+    held_rows,
+    held_state,
+    with_rows,
+    with_state,
+)
 from fedmoe.clients.guided import guided_prior, guided_terms
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
@@ -27,8 +34,6 @@ from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Term
 from fedmoe.training.watch import RouterWatch
-
-Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 @dataclass
@@ -76,7 +81,7 @@ class Job:
         expected = {name: (*held, *value.shape[1 + len(held) :]) for name, value in shared.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in params.items()}
         if shapes != expected:
-            raise ValueError(f"the received model {_difference(shapes, expected)}")
+            raise ValueError(f"the received model {difference(shapes, expected)}")
         # Flower's FedOpt family sends float64 for a float32 model.
         return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
 
@@ -87,17 +92,10 @@ class Job:
         Raises:
             ValueError: there are none such, or they do not ascend.
         """
-        index, model = self.request.experts, self.experiment.model
+        index = self.request.experts
         if index is None:
             return None
-        if not isinstance(model, MixtureOfExperts):
-            raise ValueError("experts were sent for a model that has none")
-        most = model.num_experts
-        if any(value.shape[1] != most for value in self.experiment.parts[0].values()):
-            raise ValueError("experts were sent for a model whose experts do not all travel")
-        ascends = bool((index.diff(dim=1) > 0).all())
-        if not ascends or not index.shape[1] or bool((index < 0).any() | (index >= most).any()):
-            raise ValueError(f"experts {index[0].tolist()} must ascend and lie in 0..{most - 1}")
+        check_index(index, self.experiment.model, self.experiment.parts[0])
         return index.to(self.experiment.device).expand(len(self.clients), -1)
 
     def samples_of(self, part: Part) -> Samples:
@@ -301,21 +299,9 @@ class Job:
             watch: is shown what the router does.
         """
         samples = self.samples_of(part)
-        if any(len(value) > 1 for value in params.values()):  # not one model for everybody
-            params = self.each(params)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
                 watch,
             )  # fmt: skip
-
-
-def _difference(shapes: Shapes, expected: Shapes) -> str:
-    """The first difference, in words."""
-    if missing := sorted(expected.keys() - shapes.keys()):
-        return f"lacks {', '.join(missing)}"
-    if extra := sorted(shapes.keys() - expected.keys()):
-        return f"has {', '.join(extra)}, which does not travel"
-    name = next(name for name in expected if shapes[name] != expected[name])
-    return f"has {name} of shape {shapes[name]}, expected {expected[name]}"

@@ -11,6 +11,8 @@ from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies import POLICIES
 from fedmoe.schema import MetaLearnerConfig
 
+DEFAULT = MetaLearnerConfig(policies=("prior", "prototypes"), prototype_strength=2.0)
+DEFAULT_MEMORY_ROUNDS = 50
 _SUMMARISED = ("final_loss", "loss_improvement", "mean_grad", "uncertainty", "volatility")
 
 
@@ -18,13 +20,20 @@ class MetaLearner:
     """Learns from a memory of insights by the policies that the configuration lists.
 
     Attributes:
+        config: which policies, and how strong they are.
         memory: what has been observed.
         history: one summary a round, oldest first.
     """
 
-    def __init__(self, config: MetaLearnerConfig, memory: Memory) -> None:
+    def __init__(self, config: MetaLearnerConfig = DEFAULT, memory: Memory | None = None) -> None:
+        """Begin with what is known.
+
+        Args:
+            config: by default that of `meta_learner=default`.
+            memory: by default an empty one, as `strategy=insight` has it.
+        """
         self.config = config
-        self.memory = memory
+        self.memory = Memory(DEFAULT_MEMORY_ROUNDS) if memory is None else memory
         self.history: list[dict[str, Any]] = []
         self._guidance = Guidance()
 

@@ -70,7 +70,7 @@ Records = dict[str, Stack | Numbers]  # many clients' records by key
 @lru_cache
 def dtype_name(dtype: torch.dtype) -> str:
     """What NumPy calls a dtype, and so what Flower's records do."""
-    return str(torch.empty(0, dtype=dtype).numpy().dtype)
+    return str(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)
 
 
 class CohortRecord(ArrayRecord):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from fedmoe.models.base import (
     parameters_of,
     stacked_forward,
 )
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert, ModuleFactory
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.moe import MixtureOfExperts
@@ -48,6 +47,7 @@ from fedmoe.schema import (
 
 __all__ = [
     "ClientRouter",
+    "Expert",
     "Forward",
     "Linear",
     "MixtureOfExperts",
@@ -65,11 +65,13 @@ __all__ = [
     "parameters_of",
     "register",
     "router_losses_of",
+    "router_table",
     "stacked_forward",
 ]
 
 Factory = Callable[..., nn.Module]
-_ROUTERS: dict[str, Callable[..., Router]] = {
+SingleConfig = LinearConfig | MlpConfig | CustomModelConfig
+_ROUTERS: dict[str, type[Router]] = {
     "client": ClientRouter,
     "ensemble": EnsembleRouter,
     "expert_choice": ExpertChoiceRouter,
@@ -123,20 +125,26 @@ def build_mixture(
             "model=moe: this strategy makes a mixture of the model by itself; choose what each "
             "expert is: model=linear, model=mlp or model=custom"
         )
+    experts = _expert(config, task).times(router.num_experts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MixtureOfExperts(
-            task.num_features, task.num_outputs, experts=partial(_single, config, task),
-            num_experts=router.num_experts, router=router, combine=combine,
-        )  # fmt: skip
+            task.num_features, task.num_outputs, experts=experts, router=router, combine=combine
+        )
 
 
-def _single(config: LinearConfig | MlpConfig | CustomModelConfig, task: Task) -> nn.Module:
+def _single(config: SingleConfig, task: Task) -> nn.Module:
+    return _expert(config, task).build(task.num_features, task.num_outputs)
+
+
+def _expert(config: SingleConfig, task: Task) -> Expert:
+    """A model as configured, be it one of many or the only one."""
     if isinstance(config, LinearConfig):
-        return Linear(task.num_features, task.num_outputs)
+        return Expert(0)
     if isinstance(config, MlpConfig):
-        return Mlp(task.num_features, config.hidden, task.num_outputs)
-    return _custom("model.factory", config.factory, task, "model.options", config.options)
+        return Expert(0, hidden=config.hidden)
+    made = _custom("model.factory", config.factory, task, "model.options", config.options)
+    return Expert(0, module=made)
 
 
 def router_losses_of(config: ModelConfig) -> RouterLosses:
@@ -152,13 +160,13 @@ def _mixture(config: MoeConfig, task: Task) -> MixtureOfExperts:
             f"model.combine=probabilities: needs classes, but the task is {task.kind}; "
             "use model.combine=outputs"
         )
-    experts = perceptron(task.num_features, config.hidden, task.num_outputs)
+    expert = Expert(0, hidden=config.hidden)
     if (name := config.expert) is not None:
-        experts = partial(
-            _custom, "model.expert", name, task, "model.expert_options", config.expert_options
-        )
+        options = config.expert_options
+        module = _custom("model.expert", name, task, "model.expert_options", options)
+        expert = Expert(0, module=module)
     return MixtureOfExperts(
-        task.num_features, task.num_outputs, experts=experts, num_experts=config.num_experts,
+        task.num_features, task.num_outputs, experts=expert.times(config.num_experts),
         router=_router(config), combine=config.combine,
     )  # fmt: skip
 
@@ -169,16 +177,41 @@ def _router(config: MoeConfig) -> Router:
     return _ROUTERS[keys.pop("name")](num_experts=config.num_experts, **keys)
 
 
+def router_table(router: Router) -> dict[str, Any]:
+    """A router as `model.router` describes it.
+
+    Raises:
+        ConfigError: it is none of those that a configuration can name.
+    """
+    if type(router) is Router:
+        return {"name": "softmax", "top_k": router.num_experts}
+    for name, known in _ROUTERS.items():
+        if type(router) is known:
+            keys = asdict(router)
+            del keys["num_experts"]
+            return {"name": name, **keys}
+    raise ConfigError(
+        f"router: no configuration can describe a {type(router).__name__}; it must be a Router or "
+        f"one of {', '.join(sorted(known.__name__ for known in _ROUTERS.values()))}"
+    )
+
+
 def _custom(
     key: str, name: str, task: Task, options_key: str, options: dict[str, Any]
-) -> nn.Module:
+) -> ModuleFactory:
+    """What makes a registered model, and checks it."""
     factory = REGISTRY.find(name, key)
-    try:
-        model: nn.Module = factory(task, **options)
-    except TypeError as error:
-        raise ConfigError(f"{options_key}={options}: {error}") from error
-    _check_outputs(f"{key}={name}", model, task)
-    return model
+
+    def module(num_features: int, num_outputs: int) -> nn.Module:
+        del num_features, num_outputs  # the task says them
+        try:
+            model: nn.Module = factory(task, **options)
+        except TypeError as error:
+            raise ConfigError(f"{options_key}={options}: {error}") from error
+        _check_outputs(f"{key}={name}", model, task)
+        return model
+
+    return module
 
 
 def _check_outputs(name: str, model: nn.Module, task: Task) -> None:

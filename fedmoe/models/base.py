@@ -54,9 +54,11 @@ class StackedModule(nn.Module):
 
     Attributes:
         draws: whether it may draw from torch's own generator, as dropout does.
+        wants_keys: whether a router of it draws, by `StepContext.key_C`.
     """
 
     draws = False
+    wants_keys = False
 
     def apply_parameters(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None

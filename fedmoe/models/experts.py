@@ -4,7 +4,7 @@ Letters: C clients (the leading axis, absent for one client), E experts, B batch
 O outputs, F width of the representation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -12,24 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedmoe.errors import ConfigError
 from fedmoe.models.base import Parameters, parameters_of, stacked_forward
 from fedmoe.models.linear import Linear
 from fedmoe.models.mlp import Mlp
 from fedmoe.models.routing import Routing
+from fedmoe.models.sparse import SparsePass, layout_of, may_pay
 from fedmoe.models.written import Kernel, Pass, kernel_of
 
 # Their written pass takes (C, E, ...) parameters: the first layers of all experts, which see the
 # same samples, are one wide product.
 _WIDE = (Linear.written_pass, Mlp.written_pass)
-
-
-def perceptron(
-    num_features: int, hidden: tuple[int, ...], num_outputs: int
-) -> Callable[[], nn.Module]:
-    """What makes an expert with hidden layers of these widths; linear without any."""
-    if hidden:
-        return partial(Mlp, num_features, hidden, num_outputs)
-    return partial(Linear, num_features, num_outputs)
 
 
 class Answers(NamedTuple):
@@ -51,11 +44,14 @@ class Experts:
         prototype: the module.
         num_experts: E.
         kernel: the written pass for (C, E, ...) parameters, if the module has one.
+        size: parameters of an expert.
     """
 
     def __init__(self, prototype: nn.Module, num_experts: int) -> None:
         self.prototype, self.num_experts = prototype, num_experts
+        self._single = kernel_of(prototype)
         self.kernel = self._kernel()
+        self.size = sum(p.numel() for p in prototype.parameters())
 
     def run(self, params: Mapping[str, Tensor], x: Tensor) -> Answers:
         """Run all experts.
@@ -74,11 +70,33 @@ class Experts:
             return Answers(y, None)
         return Answers(y, features.reshape(*clients, experts, *features.shape[1:]))
 
+    def written(
+        self, params: Mapping[str, Tensor], x_CBD: Tensor, chosen_CEB: Tensor, active: float
+    ) -> Pass:
+        """Run those that were chosen, or all of them where that is quicker.
+
+        Args:
+            params: by name, (C, E, ...).
+            x_CBD: the samples.
+            chosen_CEB: 1 where an expert answers for a sample.
+            active: see `Router.active`.
+
+        Returns:
+            a pass whose `y_COB` is (C, E, O, B), and anything where an expert was not chosen.
+        """
+        assert self.kernel is not None
+        assert self._single is not None
+        if may_pay(active, self.num_experts):
+            layout = layout_of(chosen_CEB, self.size)
+            if layout is not None:
+                return SparsePass(self._single, params, x_CBD, layout)
+        return self.kernel(params, x_CBD)
+
     def _kernel(self) -> Kernel | None:
-        kernel = kernel_of(self.prototype)
-        if kernel is None or getattr(type(self.prototype), "written_pass", None) in _WIDE:
-            return kernel
-        return partial(_flat_pass, kernel)
+        single = self._single
+        if single is None or getattr(type(self.prototype), "written_pass", None) in _WIDE:
+            return single
+        return partial(_flat_pass, single)
 
 
 def _flat_pass(
@@ -113,8 +131,19 @@ class _FlatPass:
 
 
 def stack_of(modules: list[nn.Module]) -> Parameters:
-    """The parameters of modules of one kind, (E, ...) by name."""
+    """The parameters of modules of one kind, (E, ...) by name.
+
+    Raises:
+        ConfigError: one of them has other parameters than the first.
+    """
     each = [parameters_of(module) for module in modules]
+    shapes = [{name: tuple(value.shape) for name, value in own.items()} for own in each]
+    for number, own in enumerate(shapes):
+        if own != shapes[0]:
+            raise ConfigError(
+                f"expert {number} has parameters {own} and expert 0 has {shapes[0]}: "
+                "a mixture's experts must be alike, since they are stacked"
+            )
     return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
 

@@ -17,6 +17,8 @@ from fedmoe.models.written import WrittenModule, accumulate
 class Linear(WrittenModule):
     """y = W x + b; the representation is the input itself."""
 
+    gives_features = True
+
     def __init__(self, num_features: int, num_outputs: int) -> None:
         super().__init__()
         self.weight = uniform_parameter(num_outputs, num_features, fan_in=num_features)
@@ -44,6 +46,16 @@ class _Pass:
     x_CBD: Tensor
     y_COB: Tensor
     routing: None = None
+
+    @property
+    def features_CFB(self) -> Tensor:
+        return self.x_CBD.mT
+
+    def backward_with(
+        self, y_grad_COB: Tensor, features_grad_CFB: Tensor, into: Parameters, keep: float
+    ) -> None:
+        del features_grad_CFB  # no parameter moves the input
+        self.backward(y_grad_COB, None, into, keep)
 
     def backward(
         self, y_grad_COB: Tensor, logits_grad_CEB: Tensor | None, into: Parameters, keep: float

@@ -19,6 +19,8 @@ from fedmoe.models.written import WrittenModule, accumulate, behind_relu
 class Mlp(WrittenModule):
     """Affine maps with ReLU between; the representation is the last hidden layer."""
 
+    gives_features = True
+
     def __init__(self, num_features: int, hidden: Sequence[int], num_outputs: int) -> None:
         super().__init__()
         widths = [num_features, *hidden, num_outputs]
@@ -74,15 +76,32 @@ class _Pass:
     y_COB: Tensor
     routing: None = None
 
+    @property
+    def features_CFB(self) -> Tensor:
+        return self.inputs_CIB[-1]
+
     def backward(
         self, y_grad_COB: Tensor, logits_grad_CEB: Tensor | None, into: Parameters, keep: float
     ) -> None:
         del logits_grad_CEB  # there is no router
+        self._backward(y_grad_COB, None, into, keep)
+
+    def backward_with(
+        self, y_grad_COB: Tensor, features_grad_CFB: Tensor, into: Parameters, keep: float
+    ) -> None:
+        self._backward(y_grad_COB, features_grad_CFB, into, keep)
+
+    def _backward(
+        self, y_grad_COB: Tensor, features_grad: Tensor | None, into: Parameters, keep: float
+    ) -> None:
         grad_CJB = y_grad_COB.flatten(0, -3)
         for layer in reversed(range(1, len(self.inputs_CIB))):
             x_CIB, weight, bias = self.inputs_CIB[layer], *_of(into, layer)
             # Before `into`, which may be the weights themselves.
             below = torch.bmm(self.params[f"weights.{layer}"].flatten(0, -3).mT, grad_CJB)
+            if features_grad is not None:  # the last hidden layer comes first
+                below += features_grad
+                features_grad = None
             behind_relu(below, x_CIB)
             weight.view(-1, *weight.shape[-2:]).baddbmm_(grad_CJB, x_CIB.mT, beta=keep)
             accumulate(bias, grad_CJB.sum(dim=2).view_as(bias), keep)

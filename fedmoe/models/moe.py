@@ -8,20 +8,37 @@ Letters: C clients (the leading axis, absent for one client), B batch, D feature
 E experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from fedmoe.errors import ConfigError
 from fedmoe.models.base import ModelOutput, Parameters, StackedModule
 from fedmoe.models.combining import COMBINE, Combine, Mixed
+from fedmoe.models.expert import Expert, check_alike
 from fedmoe.models.experts import Experts, ParameterTree, stack_of
+from fedmoe.models.filled import filled
 from fedmoe.models.routers import Router
 from fedmoe.models.routing import Routing, StepContext
 from fedmoe.models.written import Pass, WrittenModule
+
+
+class Said(NamedTuple):
+    """What a model says of some samples.
+
+    Attributes:
+        y_COB: logits or predictions.
+        routing: who answered, or `None` without a router.
+        answers: (C, E, O, B) what each expert says, or `None`.
+    """
+
+    y_COB: Tensor
+    routing: Routing | None
+    answers: Tensor | None
 
 
 class MixtureOfExperts(WrittenModule):
@@ -41,8 +58,7 @@ class MixtureOfExperts(WrittenModule):
         num_features: int,
         num_outputs: int,
         *,
-        experts: Callable[[], nn.Module],
-        num_experts: int,
+        experts: Sequence[Expert],
         router: Router,
         combine: Literal["outputs", "probabilities"] = "outputs",
     ) -> None:
@@ -51,26 +67,27 @@ class MixtureOfExperts(WrittenModule):
         Args:
             num_features: D.
             num_outputs: O.
-            experts: makes one expert, which maps (B, D) to (B, O).
-            num_experts: E.
+            experts: E of one kind, each of which maps (B, D) to (B, O).
             router: for as many experts.
             combine: see `fedmoe.models.combining`; `probabilities` is for classification.
 
         Raises:
-            ConfigError: an expert has buffers or frozen parameters.
-            ValueError: the router is for another number of experts.
+            ConfigError: the experts are not alike, or have buffers or frozen parameters; or the
+                router is for another number of experts.
         """
         super().__init__()
-        if router.num_experts != num_experts:
-            raise ValueError(
-                f"a router for {router.num_experts} experts, but there are {num_experts}"
+        check_alike(experts)
+        if router.num_experts != len(experts):
+            raise ConfigError(
+                f"a router for {router.num_experts} experts, but there are {len(experts)}"
             )
-        self.num_outputs, self.num_experts = num_outputs, num_experts
+        self.num_outputs, self.num_experts = num_outputs, len(experts)
         self.rule, self.combine = router, combine
-        modules = [experts() for _ in range(num_experts)]
+        modules = [expert.build(num_features, num_outputs) for expert in experts]
         self.router = ParameterTree(router.parameters(num_features))
         self.experts = ParameterTree(stack_of(modules))
-        self._kind = Experts(modules[0], num_experts)
+        self._kind = Experts(modules[0], len(experts))
+        self.wants_keys = router.wants_keys
         self.draws = not isinstance(modules[0], StackedModule) or modules[0].draws
         self._names = {
             part: {name: f"{part}.{name}" for name, _ in getattr(self, part).named_parameters()}
@@ -86,6 +103,17 @@ class MixtureOfExperts(WrittenModule):
         fewer.rule = self.rule.of(num_experts)
         fewer._kind = Experts(self._kind.prototype, num_experts)
         return fewer
+
+    def expert(self, expert_id: int) -> nn.Module:
+        """One expert as a module of its own, a copy: what it makes of (B, D) without the router.
+
+        Raises:
+            IndexError: there is no such expert.
+        """
+        if not 0 <= expert_id < self.num_experts:
+            raise IndexError(f"expert {expert_id}: there are 0 to {self.num_experts - 1}")
+        own = self.experts.named_parameters()
+        return filled(self._kind.prototype, {name: value[expert_id] for name, value in own})
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the experts as well, which may have dropout."""
@@ -114,9 +142,10 @@ class MixtureOfExperts(WrittenModule):
         self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
     ) -> "_Pass":
         """See `WrittenModule`."""
-        assert self._kind.kernel is not None
         routing = self.rule.route(self._own("router", params), x_CBD, context)
-        answers = self._kind.kernel(self._own("experts", params), x_CBD)
+        answers = self._kind.written(
+            self._own("experts", params), x_CBD, routing.chosen, self.rule.active
+        )
         combine = COMBINE[self.combine]
         mixed = combine.mix(answers.y_COB, routing.weight)
         return _Pass(self, combine, x_CBD, routing, answers, mixed)
@@ -132,10 +161,18 @@ class MixtureOfExperts(WrittenModule):
             (C, E, O, B) outputs of each expert, and (C, E, B) the logits of the gate without
             prior or assignment; zero without a gate.
         """
-        own = self._own("experts", params)
-        kernel = self._kind.kernel
-        y_CEOB = kernel(own, x_CBD).y_COB if kernel else self._kind.run(own, x_CBD).y
-        return y_CEOB, self.rule.shared_logits(self._own("router", params), x_CBD)
+        logits_CEB = self.rule.shared_logits(self._own("router", params), x_CBD)
+        return self._all_answers(params, x_CBD), logits_CEB
+
+    def said(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> "Said":
+        """Run stacked parameters for evaluation, and keep what all experts say, chosen or not."""
+        routing = self.rule.route(self._own("router", params), x_CBD)
+        y_CEOB = self._all_answers(params, x_CBD)
+        return Said(COMBINE[self.combine].mix(y_CEOB, routing.weight).y, routing, y_CEOB)
+
+    def _all_answers(self, params: Mapping[str, Tensor], x_CBD: Tensor) -> Tensor:
+        own, kernel = self._own("experts", params), self._kind.kernel
+        return kernel(own, x_CBD).y_COB if kernel else self._kind.run(own, x_CBD).y
 
     def _own(self, part: str, params: Mapping[str, Tensor]) -> Parameters:
         """The parameters of the router or of the experts, by their own names."""
@@ -176,8 +213,3 @@ class _Pass:
         self.answers.backward(answers_grad, None, model._own("experts", into), keep)
         logits_grad = rule.behind(self.routing, weight_grad, logits_grad_CEB)
         rule.add_gradient(logits_grad, self.x_CBD, model._own("router", into), keep)
-
-
-def answers_of(run: Pass) -> Tensor | None:
-    """(C, E, O, B) what every expert of a mixture said in a pass; `None` of another model."""
-    return run.answers.y_COB if isinstance(run, _Pass) else None

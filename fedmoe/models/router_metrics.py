@@ -180,14 +180,14 @@ def _information(
     total = float(weight_E.sum())
     both_CE, both_E = _log_sum(weight_CE), _log_sum(weight_E)
     own = both_CE - _log_sum(weight_CE.sum(axis=1)) - both_E
-    client = max(math.log(total) + own / total, 0.0)  # only rounding makes them negative
+    client = max(0.0, math.log(total) + own / total)  # only rounding makes them negative
     if weight_COE.shape[1] == 1:
         return client, None, None
     weight_OE = weight_COE.sum(axis=0)
     both_OE = _log_sum(weight_OE)
     own = both_OE - _log_sum(weight_OE.sum(axis=1)) - both_E
     drift = (_log_sum(weight_COE) - both_CE - both_OE + both_E) / total
-    return client, max(math.log(total) + own / total, 0.0), max(drift, 0.0)
+    return client, max(0.0, math.log(total) + own / total), max(0.0, drift)
 
 
 def _log_sum(weight: Table) -> float:
@@ -200,4 +200,4 @@ def _evenness(values_E: Table) -> float:
     """Entropy of the shares over log E; a single expert is even."""
     if len(values_E) == 1:
         return 1.0
-    return max(-_log_sum(values_E / values_E.sum()) / math.log(len(values_E)), 0.0)
+    return max(0.0, -_log_sum(values_E / values_E.sum()) / math.log(len(values_E)))

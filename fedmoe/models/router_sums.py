@@ -104,8 +104,10 @@ def router_sums(routed: Routed, kind: RouterKind, combine: Combine) -> Tensor:
     weight_AES = routed.routing.weight
     like_A1S = weight_AES[:, :1]
     rows = [row.view_as(like_A1S) for row in _totals(routed, kind, combine)]
-    # One product: the sums by class of everything, of which the weights stay by class.
     all_AXS = torch.cat([weight_AES, routed.routing.chosen, *rows], dim=1)
+    # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+    all_AXS = all_AXS.where(routed.real_CB.view_as(like_A1S), 0.0)
+    # One product: the sums by class of everything, of which the weights stay by class.
     sums_COX = torch.bmm(_members(routed, kind), routed.by_client(all_AXS).mT)
     weights_COE, others_COX = sums_COX.tensor_split([kind.num_experts], dim=2)
     # Only rounding makes a sum negative.
@@ -113,19 +115,18 @@ def router_sums(routed: Routed, kind: RouterKind, combine: Combine) -> Tensor:
 
 
 def _members(routed: Routed, kind: RouterKind) -> Tensor:
-    """Which class each real sample is of, (C, O, B); a regression has one for all."""
+    """Which class each sample is of, (C, O, B); a regression has one for all."""
     weight_AES = routed.routing.weight
     if not kind.has_classes:
-        return routed.real_CB.to(weight_AES).unsqueeze(1)
+        return torch.ones_like(routed.real_CB, dtype=weight_AES.dtype).unsqueeze(1)
     class_O1 = torch.arange(kind.num_classes, device=weight_AES.device).unsqueeze(1)
-    label_CB = torch.where(routed.real_CB, routed.target_CB, -1)
     # In the models' layout, where more samples lie side by side: several times as fast.
-    member_AOS = label_CB.view(len(weight_AES), 1, -1) == class_O1
+    member_AOS = routed.target_CB.view(len(weight_AES), 1, -1) == class_O1
     return routed.by_client(member_AOS.to(weight_AES))
 
 
 def _totals(routed: Routed, kind: RouterKind, combine: Combine) -> list[Tensor]:
-    """Each sample's part of `TOTALS`; of padding, anything finite."""
+    """Each sample's part of `TOTALS`; of padding, anything."""
     main_CB, earlier_CB, error_CB = routed.main_CB, routed.earlier_CB, routed.error_CB
     known_CB = earlier_CB != UNKNOWN
     entropy_AS = torch.special.entr(routed.routing.probs).sum(dim=1)

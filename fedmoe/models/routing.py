@@ -42,11 +42,11 @@ class StepContext(NamedTuple):
         weight: (C, B) each sample's share of its batch; 0 for padding, which takes no capacity
             and is no load.
         key_C: (C,) int64 keys for draws, from (seed, client, round, step): the same for a client
-            in any cohort.
+            in any cohort. `None` where no router says that it `wants_keys`.
     """
 
     weight: Tensor
-    key_C: Tensor
+    key_C: Tensor | None
 
 
 def softmax_top_k(logits: Tensor, top_k: int) -> Routing:

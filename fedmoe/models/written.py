@@ -4,7 +4,7 @@ A pass keeps samples on the last axis: on a CPU a softmax over a last axis short
 register takes ten times as long, and one expert's block of a stacked product is contiguous only
 in this layout. Whoever has no pass of this kind goes through autograd.
 
-Letters: C clients, B batch, D features, O outputs, E experts.
+Letters: C clients, B batch, D features, O outputs, E experts, F width of the representation.
 """
 
 from collections.abc import Mapping
@@ -45,6 +45,28 @@ class Pass(Protocol):
         ...
 
 
+class RepresentingPass(Pass, Protocol):
+    """A pass that gives its representation, and takes a gradient by it."""
+
+    @property
+    def features_CFB(self) -> Tensor:
+        """The representation that the last layer sees."""
+        ...
+
+    def backward_with(
+        self, y_grad_COB: Tensor, features_grad_CFB: Tensor, into: Parameters, keep: float
+    ) -> None:
+        """`backward` where the scalar depends on the representation other than through `y_COB`.
+
+        Args:
+            y_grad_COB: its gradient by `y_COB`.
+            features_grad_CFB: its gradient by `features_CFB` beyond that.
+            into: see `Pass.backward`.
+            keep: see there.
+        """
+        ...
+
+
 class Kernel(Protocol):
     """A model's written pass as a function."""
 
@@ -56,7 +78,13 @@ class Kernel(Protocol):
 
 
 class WrittenModule(StackedModule):
-    """A stacked module with a written derivative."""
+    """A stacked module with a written derivative.
+
+    Attributes:
+        gives_features: whether its passes are `RepresentingPass`es.
+    """
+
+    gives_features = False
 
     def written_pass(
         self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None

@@ -32,7 +32,8 @@ class TrackingConfig:
     """What is written down.
 
     Attributes:
-        progress: `auto` (a bar on a terminal, else lines), `bar`, `lines`, or `none`.
+        progress: `auto` (a bar on a terminal, one line in a notebook, else lines), `bar`,
+            `lines`, or `none`.
         log_format: of the log file: `text` or `json`.
         log_level: of console and file.
         plots: draw the PNGs at the end.

@@ -1,18 +1,13 @@
 """Runtimes that simulate a federation: in this process, or on Ray."""
 
-from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmoe.clients import Experiment, load_experiment
-from fedmoe.config import to_json
-from fedmoe.errors import FedmoeError
-from fedmoe.run import FederationRun, conduct
+from fedmoe.clients import Experiment
 from fedmoe.schema import ExperimentConfig, RayConfig
+from fedmoe.serving import Server
 from fedmoe.simulations.context_grid import ContextGrid
 from fedmoe.simulations.inprocess import InProcessGrid
-from fedmoe.tracking import RunDirectory, configure_logging
 
 if TYPE_CHECKING:
     from fedmoe.simulations.ray_grid import RayGrid
@@ -33,23 +28,8 @@ def run_experiment(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
     Raises:
         FedmoeError: bad data or configuration, or a run that cannot go on.
     """
-    if config.resume is not None:
-        directory = RunDirectory.reopen(Path(config.resume))
-    else:
-        directory = RunDirectory.claim(run_dir)
-    with directory, configure_logging(config.tracking, directory.path / "run.log"):
-        config_json = to_json(config)
-        # In a notebook, files and registered models may have changed since the last run.
-        load_experiment.cache_clear()
-        try:
-            experiment = load_experiment(config_json)
-        except FedmoeError as error:
-            failed = {"name": config.name, "status": "failed", "reason": str(error)}
-            directory.write_json("config.json", asdict(config))
-            directory.write_json("summary.json", failed)
-            raise
-        with closing(build_grid(experiment)) as grid:
-            return conduct(FederationRun(experiment, grid, directory, grid.client_id, clients=grid))
+    with Server(config=config, run_dir=run_dir) as server:
+        return server.run()
 
 
 def build_grid(experiment: Experiment) -> "InProcessGrid | RayGrid":

@@ -11,7 +11,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fedmoe.clients import Experiment
+from fedmoe.clients import Clients, Experiment
 from fedmoe.clients.states import StackedStates
 from fedmoe.data.federation import Ints
 from fedmoe.messages.replies import Replies
@@ -34,7 +34,7 @@ class InProcessGrid(CohortGrid):
     @override
     def answer(self, messages: Sequence[Message], clients: Ints) -> Replies:
         """See `CohortGrid`."""
-        return answer_in_shards(self.experiment, messages, clients, self.states)
+        return answer_in_shards(Clients(self.experiment, self.states), messages, clients)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All clients' private arrays, for a checkpoint."""

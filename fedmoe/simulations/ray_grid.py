@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedmoe.clients import Experiment
-from fedmoe.clients.states import restored_state, saved_state
+from fedmoe.clients.states import StackedStates, restored_state, saved_state
 from fedmoe.data import Ints, LazyFederation
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
@@ -83,6 +83,13 @@ class RayGrid(CohortGrid):
             slowest = max(answered, key=lambda one: sum(one.seconds.values()))
             for name, seconds in slowest.seconds.items():
                 profile.add(name, seconds)
+
+    @property
+    def states(self) -> StackedStates:
+        """The clients' private arrays as they are now: a copy, since they live in the workers."""
+        states = StackedStates()
+        states.restore(self.state())
+        return states
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All clients' private arrays, for a checkpoint: by client, whoever owns them."""

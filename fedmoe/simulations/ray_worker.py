@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedmoe import models
-from fedmoe.clients import load_experiment
+from fedmoe.clients import Clients, load_experiment
 from fedmoe.clients.states import Kept, StackedStates
 from fedmoe.config import from_json
 from fedmoe.data.federation import Ints
@@ -74,10 +74,9 @@ class Worker:
             for parcel in given:
                 messages = parcel.open(ray.get)
                 replies = answer_in_shards(
-                    self.experiment,
+                    Clients(self.experiment, self.states),
                     messages,
                     clients_of(parcel.nodes),
-                    self.states,
                     always_merge=True,
                 )
                 answers.append(packed_replies(replies))

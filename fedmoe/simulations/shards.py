@@ -12,8 +12,7 @@ import numpy as np
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from fedmoe.clients import Experiment, answer_cohort
-from fedmoe.clients.states import States
+from fedmoe.clients import Clients, Experiment
 from fedmoe.data.federation import Ints
 from fedmoe.guard import ReplyGuard
 from fedmoe.messages import words
@@ -25,38 +24,31 @@ from fedmoe.profiling import section
 
 
 def answer_in_shards(
-    experiment: Experiment,
-    messages: Sequence[Message],
-    clients: Ints,
-    states: States,
-    *,
-    always_merge: bool = False,
+    members: Clients, messages: Sequence[Message], clients: Ints, *, always_merge: bool = False
 ) -> Replies:
     """Answer messages to the clients (C,), at most `runtime.shard_size` at a time.
 
     Where the sender is content with the mean of the clients' arrays, it gets one for each shard;
     of a single shard only if `always_merge`, since there is no memory to be saved.
     """
-    most = experiment.config.runtime.shard_size
+    most = members.experiment.config.runtime.shard_size
     if len(messages) <= most and not always_merge:
         with section("pack"):
-            return answer_cohort(experiment, messages, clients, states)
+            return members.answer(messages, clients)
     shards = []
     for start in range(0, len(messages), most):
         places = np.arange(start, min(start + most, len(messages)))
-        own = answer_shard(experiment, taken(messages, places), clients[places], states)
+        own = answer_shard(members, taken(messages, places), clients[places])
         shards.append((places, own))
     return joined(messages, shards)
 
 
-def answer_shard(
-    experiment: Experiment, messages: Sequence[Message], clients: Ints, states: States
-) -> Replies:
+def answer_shard(members: Clients, messages: Sequence[Message], clients: Ints) -> Replies:
     """Answer one shard, and merge its arrays if the sender allows."""
     with section("pack"):
-        replies = answer_cohort(experiment, messages, clients, states)
+        replies = members.answer(messages, clients)
     if isinstance(messages, Broadcast) and messages.mergeable and words.ARRAYS in messages.records:
-        return merged(messages, replies, experiment)
+        return merged(messages, replies, members.experiment)
     return replies
 
 

@@ -1,19 +1,22 @@
 """Strategies: one algorithm a file, chosen by the configuration."""
 
+import logging
 from collections.abc import Callable
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
+import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.clients.algorithms import initial_shared
+from fedmoe.data.drawing import hash_keys
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.messages.words import LOSS
-from fedmoe.models import build_model
+from fedmoe.models import Parameters, build_model
 from fedmoe.models.heads import representation_width
 from fedmoe.registry import Registry
 from fedmoe.schema import (
@@ -68,6 +71,8 @@ __all__ = [
     "register",
 ]
 
+_LOG = logging.getLogger("fedmoe.strategies")
+
 Factory = Callable[..., Strategy]
 REGISTRY = Registry("strategy.factory", "strategy", "fedmoe.strategies.register")
 
@@ -81,8 +86,15 @@ def register(name: str) -> Callable[[Factory], Factory]:
     return REGISTRY.add(name)
 
 
-def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
+def build_strategy(
+    config: ExperimentConfig, task: Task, meta_learner: MetaLearner | None = None
+) -> Strategy:
     """The strategy that the configuration names.
+
+    Args:
+        config: the experiment.
+        task: what is to be learnt.
+        meta_learner: of insight exchange; by default one as configured.
 
     Raises:
         ConfigError: an unknown class or factory, or options that it does not take.
@@ -90,8 +102,9 @@ def build_strategy(config: ExperimentConfig, task: Task) -> Strategy:
     chosen = config.strategy
     common: dict[str, Any] = {"seed": config.seed, "fraction_train": chosen.fraction_train}
     if isinstance(chosen, InsightConfig):
-        learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
-        return InsightExchange(chosen, learner, task, seed=config.seed)
+        if meta_learner is None:
+            meta_learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
+        return InsightExchange(chosen, meta_learner, task, seed=config.seed)
     if isinstance(chosen, FedProtoConfig):
         model = build_model(config.model, task, config.seed)
         return FedProto(task, representation_width(model, task), **common)
@@ -131,10 +144,23 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
         strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
         return {"warm_up_rounds": chosen.warm_up_rounds, "strengths": strengths}
     if isinstance(chosen, IfcaConfig):
-        seeds = [config.seed + restart for restart in range(1, chosen.restarts)]
-        starts = [initial_shared(config, task, seed) for seed in seeds]
-        return {"starts": starts, "restart_rounds": chosen.restart_rounds}
+        return {
+            "starts": _starts(config, chosen, task),
+            "restart_rounds": chosen.restart_rounds,
+        }
     return {}
+
+
+def _starts(config: ExperimentConfig, chosen: IfcaConfig, task: Task) -> list[Parameters]:
+    """Further models to begin with, from seeds that no other experiment begins with."""
+    trials = chosen.restarts * chosen.restart_rounds
+    if chosen.restarts > 1 and trials > config.rounds:
+        _LOG.warning(
+            "strategy.restarts=%d of %d rounds each take %d rounds, but rounds=%d: the best start "
+            "will not be chosen", chosen.restarts, chosen.restart_rounds, trials, config.rounds,
+        )  # fmt: skip
+    seeds = hash_keys(config.seed, np.arange(1, chosen.restarts)) >> np.uint64(1)
+    return [initial_shared(config, task, seed) for seed in seeds.tolist()]
 
 
 def _stock_class(name: str) -> Factory:

@@ -9,6 +9,7 @@ Letters: C clients that replied, E experts, M experts that a client was sent or 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from fedmoe.messages.seams import RecordType
 from fedmoe.models import Parameters
 from fedmoe.strategies.base import StackedFedAvg
 
-MAX_SHARE = 1e12  # of samples that a client may claim to have routed to an expert
+_ROUNDING = 1.001  # an expert's share of a client's samples may exceed them by so much
 
 
 def merge_experts(
@@ -52,9 +53,10 @@ def merge_experts(
         came = arrays[name].flatten(0, 1)
         weight = share.to(came).reshape(-1, *[1] * (came.dim() - 1))
         # An expert that was not used may hold anything: 0 times infinity is no number.
-        kept = torch.where(weight > 0, came * weight, 0.0)
-        found = torch.zeros_like(before).index_add_(0, index.to(came.device), kept.to(before))
-        merged[name] = torch.where(used_E.reshape(-1, *[1] * (before.dim() - 1)), found, before)
+        kept = torch.where(weight > 0, came * weight, 0.0).to(before)
+        found = torch.zeros_like(before).index_add_(0, index.to(before.device), kept)
+        used = used_E.to(before.device).reshape(-1, *[1] * (before.dim() - 1))
+        merged[name] = torch.where(used, found, before)
     return merged
 
 
@@ -105,20 +107,27 @@ class ExpertAveraging(StackedFedAvg):
         if set(record) != {"index", "examples"}:
             raise ValueError("record experts must hold index and examples")
         index, examples = record["index"].numpy(), record["examples"].numpy()
-        if self._wrong(index[None], examples[None])[0]:
-            raise ValueError(f"experts {index.tolist()} with examples {examples.tolist()}")
+        count = np.array([reply.content.metric_records[words.METRICS][self.weighted_by_key]])
+        if self._wrong(index[None], examples[None], count)[0]:
+            asked = self._asked_experts().tolist()
+            raise ValueError(
+                f"experts {_told(index)} with examples {_told(examples)}: expected "
+                f"{'all' if self.sends_back_all else 'one'} of {asked}, int64, with 0 to "
+                f"{count[0]} examples each, float"
+            )
 
     def doubtful_replies(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
         """Which stacked replies, (P,), `check_reply` is to look at."""
         record = part.records.get(words.EXPERTS)
         if not isinstance(record, Stack) or record.tensors.keys() != {"index", "examples"}:
             return np.full(len(nodes), True)
-        arrays = as_arrays(record.tensors)
-        return self._wrong(arrays["index"], arrays["examples"])
+        told, count_C = as_arrays(record.tensors), part.numbers(words.METRICS)[self.weighted_by_key]
+        return self._wrong(told["index"], told["examples"], count_C)
 
     def _wrong(
-        self, index_CM: NDArray[np.int64], examples_CM: NDArray[np.float64]
+        self, index_CM: NDArray[Any], examples_CM: NDArray[Any], count_C: NDArray[Any]
     ) -> NDArray[np.bool_]:
+        """Which clients, (C,), do not say what they should, or claim more than their examples."""
         experts = self._asked_experts()
         wanted = (len(experts) if self.sends_back_all else 1,)
         if (
@@ -131,9 +140,8 @@ class ExpertAveraging(StackedFedAvg):
         strange = ~np.isin(index_CM, experts)
         if self.sends_back_all:
             strange |= index_CM != experts
-        examples = np.nan_to_num(examples_CM, nan=-1.0)
-        strange |= (examples < 0) | (examples > MAX_SHARE)
-        return np.asarray(strange.any(axis=1))
+        possible = (examples_CM >= 0) & (examples_CM <= _ROUNDING * count_C[:, None])
+        return np.asarray((strange | ~possible).any(axis=1))
 
     def _asked_experts(self) -> NDArray[np.int64]:
         index = self.sent_experts()
@@ -147,3 +155,7 @@ class ExpertAveraging(StackedFedAvg):
         return merge_experts(
             self._sent, replies.arrays(self.arrayrecord_key), told["index"], told["examples"]
         )
+
+
+def _told(array: NDArray[Any]) -> str:
+    return f"{array.dtype}{array.tolist()}"

@@ -4,21 +4,22 @@ Ghosh et al., "An efficient framework for clustered federated learning", arXiv 2
 algorithm 1; a model that nobody chose stays as it was. The algorithm needs a good start, for
 which the authors restart it at random (section 6): here the first rounds try one start after
 the other for as many rounds each, and training goes on from the one whose clients had the
-lowest mean training loss. The rounds of all starts count.
+lowest mean training loss in its last round. The rounds of all starts count.
 
 Deviation: models are averaged by number of examples, and not each client alike.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from torch import Tensor
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedmoe.messages import words
-from fedmoe.messages.arrays import lazy_record, tensors_of
+from fedmoe.messages.arrays import as_arrays, copied, lazy_record, tensors_of
 from fedmoe.models import Parameters
 from fedmoe.strategies.experts import ExpertAveraging
 
@@ -29,7 +30,8 @@ class Ifca(ExpertAveraging):
     Attributes:
         starts: further models to begin with, (K, ...) by name, besides the first round's.
         restart_rounds: how many rounds each start is tried.
-        tried: what came of each start: its mean training loss, and its models.
+        begun: the trial whose models were merged last; 0 for those of the first round.
+        tried: by trial, the mean training loss of its last round, and its models.
     """
 
     sends_back_all = False
@@ -39,16 +41,20 @@ class Ifca(ExpertAveraging):
     ) -> None:
         super().__init__(**options)
         self.starts, self.restart_rounds = list(starts), restart_rounds
-        self.tried: list[tuple[float, dict[str, Tensor]]] = []
+        self.begun = 0
+        self.tried: dict[int, tuple[float, Parameters]] = {}
 
     @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Begin anew where another start is due."""
-        start, into = divmod(server_round - 1, self.restart_rounds)
-        if into == 0 and 1 <= start <= len(self.starts):
-            arrays = lazy_record(self.starts[start - 1])
+        """Begin anew where another start is due, and go on from the best after the last."""
+        trial = self._trial(server_round)
+        # Void rounds merge nothing, so that what is due stays due.
+        if self.begun < trial <= len(self.starts):
+            arrays = lazy_record(self.starts[trial - 1])
+        elif trial > len(self.starts) and self.tried:
+            arrays = lazy_record(self._best())
         return super().configure_train(server_round, arrays, config, grid)
 
     @override
@@ -57,13 +63,39 @@ class Ifca(ExpertAveraging):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average, and choose among the starts once all have been tried."""
         arrays, metrics = super().aggregate_train(server_round, replies)
-        trials = len(self.starts) + 1
-        if self.starts and server_round <= trials * self.restart_rounds:
-            if server_round % self.restart_rounds == 0 and arrays is not None:
-                loss = metrics[words.LOSS] if metrics and words.LOSS in metrics else 0.0
-                assert isinstance(loss, float)
-                self.tried.append((loss, tensors_of(arrays)))
-            if server_round == trials * self.restart_rounds and self.tried:
-                arrays = lazy_record(min(self.tried, key=lambda one: one[0])[1])
-                self.tried = []
+        if arrays is None or not self.starts:
+            return arrays, metrics
+        trial = self._trial(server_round)
+        if trial > len(self.starts):
+            self.tried = {}
+            return arrays, metrics
+        loss = metrics.get(words.LOSS) if metrics else None
+        self.begun = trial
+        self.tried[trial] = (loss if isinstance(loss, float) else math.inf, tensors_of(arrays))
+        if self._trial(server_round + 1) > len(self.starts):
+            arrays, self.tried = lazy_record(self._best()), {}
         return arrays, metrics
+
+    def _trial(self, server_round: int) -> int:
+        return (server_round - 1) // self.restart_rounds
+
+    def _best(self) -> Parameters:
+        return min(self.tried.values(), key=lambda one: one[0])[1]
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """For checkpoints: what came of the trials; the starts come from the configuration."""
+        arrays = {
+            f"{trial}/{name}": array
+            for trial, (_, models) in self.tried.items()
+            for name, array in as_arrays(models).items()
+        }
+        losses = [[trial, loss] for trial, (loss, _) in self.tried.items()]
+        return arrays, {"begun": self.begun, "losses": losses}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Undo `state`."""
+        self.begun = values["begun"]
+        self.tried = {}
+        for trial, loss in values["losses"]:
+            own = {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{trial}/")}
+            self.tried[trial] = (loss, copied(own))

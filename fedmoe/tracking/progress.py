@@ -48,11 +48,13 @@ def open_progress(mode: Mode, rounds: int, start: int) -> Progress:
 
     Args:
         mode: `bar`, `lines`, `none`, or `auto`: a bar if standard output is a terminal that
-            can move its cursor, else lines.
+            can move its cursor, one line that is written over if it is a notebook, else lines.
         rounds: the number of the last round.
         start: rounds that are done already; 0 for a new run.
     """
     if mode == "auto":
+        if type(sys.stdout).__module__ == "ipykernel.iostream":
+            return _OneLine(rounds, start)
         capable = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         mode = "bar" if capable else "lines"
     if mode == "bar":
@@ -90,6 +92,10 @@ class _Lines(Progress):
         if (record := self._pending) is None:
             return
         self._pending = None
+        sys.stdout.write(self._line(record) + "\n")
+        sys.stdout.flush()
+
+    def _line(self, record: Mapping[str, Any]) -> str:
         width = len(str(self._rounds))
         pieces = [
             f"round {record['round']:>{width}}/{self._rounds}",
@@ -98,8 +104,30 @@ class _Lines(Progress):
             *_traffic(record),
             format_seconds(record["seconds"]),
         ]
-        sys.stdout.write("  ".join(pieces) + "\n")
-        sys.stdout.flush()
+        return "  ".join(pieces)
+
+
+class _OneLine(_Lines):
+    """A line that every round writes over: a notebook's cell keeps what is printed."""
+
+    def __init__(self, rounds: int, start: int) -> None:
+        super().__init__(rounds, start)
+        self._width = 0
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        self._score.update(record)
+        line = self._line(record)
+        sys.stdout.write("\r" + line.ljust(self._width))  # a notebook flushes by itself
+        self._width = len(line)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._width:
+            sys.stdout.write("\n")
 
 
 class _Bar(Progress):

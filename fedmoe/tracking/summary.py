@@ -111,7 +111,8 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, file: IO[str] | Non
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, highlight=False)
+    # In a notebook, rich would make a block of HTML of every line.
+    console = Console(file=file, highlight=False, force_jupyter=False)
     title = Text(
         f"{summary['name']}: {summary['status']} after {_rounds(summary.get('rounds', 0))}"
     )

@@ -90,6 +90,11 @@ def make_schedule(
     return Schedule(shuffled_CPn.take(place_SCB), samples_SC, epoch_SC, active_SC.sum(axis=1))
 
 
+def step_keys(seed: int, round: int, client_C: Ints, steps: int) -> Ints:
+    """(S, C) keys for what is drawn at a step: a client's own, whoever else is in the cohort."""
+    return hash_keys(seed, round, client_C, np.arange(steps)[:, None]).view(np.int64)
+
+
 def _shuffled(rows_Cn: Ints, count_C: Ints, keys_CPn: Keys) -> Ints:
     """(C, P, n) rows in the order of their keys, the real ones of each client first.
 

@@ -24,7 +24,7 @@ from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, StackedModule
 from fedmoe.models.router_losses import FederationLoad, RouterLosses
 from fedmoe.schema import TrainingConfig
-from fedmoe.training.batches import Schedule, hash_keys, make_schedule, steps_per_epoch
+from fedmoe.training.batches import Schedule, hash_keys, make_schedule, step_keys, steps_per_epoch
 from fedmoe.training.chunks import capacity, even_chunks
 from fedmoe.training.gradients import Found
 from fedmoe.training.optimizers import Optimizer, make_optimizer
@@ -149,7 +149,10 @@ def train_cohort(
         for chunk in even_chunks(len(order), most):
             part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
             differentiate = differentiation(model, task, part.terms, router_losses)
-            trainer = _Trainer(differentiate, pool, make_optimizer(config), config.batch_size)
+            trainer = _Trainer(
+                differentiate, pool, make_optimizer(config), config.batch_size,
+                isinstance(model, StackedModule) and model.wants_keys,
+            )  # fmt: skip
             parts.append(trainer.train(part))
     back = torch.from_numpy(order.argsort()).to(pool.device)
     if (np.diff(order) != 1).any():
@@ -193,12 +196,14 @@ class _Trainer:
         pool: where the rows lie.
         optimizer: what makes a step of the gradient.
         batch_size: samples per step.
+        wants_keys: whether a router draws.
     """
 
     differentiate: Differentiate
     pool: Pool
     optimizer: Optimizer
     batch_size: int
+    wants_keys: bool
 
     def train(self, cohort: Cohort) -> _Rest:
         """Train one chunk; its parameters and state are changed in place."""
@@ -215,7 +220,10 @@ class _Trainer:
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
         width_S = schedule.samples_SC.max(axis=1, initial=0)
-        key_SC = torch.from_numpy(_step_keys(cohort, len(width_S))).to(like.device)
+        key_SC = None
+        if self.wants_keys:
+            keys = step_keys(cohort.seed, cohort.round, cohort.client_C, len(width_S))
+            key_SC = torch.from_numpy(keys).to(like.device)
         federation = cohort.federation
         loss_SC = like.new_zeros(schedule.samples_SC.shape)
         norm_SC = torch.zeros_like(loss_SC) if cohort.wants_gradient_norms else None
@@ -229,7 +237,8 @@ class _Trainer:
                     federation = FederationLoad(*(v[:active] for v in cohort.federation))
             x, target = self.pool.batch(rows_SCB[step, :active, :width])
             weight = weight_SCB[step, :active, :width]
-            batch = Batch(x, target, weight, key_SC[step, :active], federation)
+            key = None if key_SC is None else key_SC[step, :active]
+            batch = Batch(x, target, weight, key, federation)
             loss_SC[step, :active], gradient = self.differentiate(views, batch)
             if norm_SC is not None or cohort.frozen:
                 found = Found({n: g for n, g in gradient.tensors().items() if n in moves})
@@ -241,12 +250,6 @@ class _Trainer:
                 cohort.prior.pull(moves, cohort.lr_C[:active])
         kept = state if cohort.wants_optimizer_state else {}
         return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
-
-
-def _step_keys(cohort: Cohort, steps: int) -> Ints:
-    """(S, C) keys for a router's draws: a client's own, whoever else is in the cohort."""
-    step_S1 = np.arange(steps)[:, None]
-    return hash_keys(cohort.seed, cohort.round, cohort.client_C, step_S1).view(np.int64)
 
 
 def _summarise(

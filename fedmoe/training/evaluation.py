@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, stacked_forward
-from fedmoe.models.moe import answers_of
-from fedmoe.models.routing import Routing
+from fedmoe.models.moe import MixtureOfExperts, Said
 from fedmoe.models.written import kernel_of
 from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.losses import sample_loss
@@ -62,7 +61,7 @@ def evaluate_cohort(
         cohort_size: most clients stacked at once.
         watch: is shown what the router does, if there is one.
     """
-    predict = _predictions(model)
+    predict = _predictions(model, watch is not None)
     shared = all(len(value) == 1 for value in params.values())
     totals_3C = pool.x_ND.new_zeros(3, len(count_C))
     own = {name: value.to(pool.device) for name, value in params.items()}
@@ -88,29 +87,18 @@ def evaluate_cohort(
     return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
 
 
-class _Said(NamedTuple):
-    """Outputs (C, O, B); of a mixture, who answered, and what each expert said (C, E, O, B)."""
-
-    y_COB: Tensor
-    routing: Routing | None
-    answers: Tensor | None
-
-
-def _predictions(model: nn.Module) -> Callable[[Parameters, Tensor], _Said]:
-    """From stacked parameters and (C, B, D) inputs."""
+def _predictions(model: nn.Module, watched: bool) -> Callable[[Parameters, Tensor], Said]:
+    """From stacked parameters and (C, B, D) inputs; of a watched mixture with all answers."""
     kernel = kernel_of(model)
-    if kernel is not None:
-
-        def by_kernel(params: Parameters, x: Tensor) -> _Said:
-            run = kernel(params, x)
-            return _Said(run.y_COB, run.routing, answers_of(run))
-
-        return by_kernel
+    if kernel is not None and not watched:
+        return lambda params, x: Said(kernel(params, x).y_COB, None, None)
+    if kernel is not None and isinstance(model, MixtureOfExperts):
+        return model.said
     forward = stacked_forward(model.eval())
 
-    def by_module(params: Parameters, x: Tensor) -> _Said:
+    def by_module(params: Parameters, x: Tensor) -> Said:
         output = forward(params, x)
-        return _Said(output.y.mT, output.routing, output.answers)
+        return Said(output.y.mT, output.routing, output.answers)
 
     return by_module
 

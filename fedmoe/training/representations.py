@@ -28,8 +28,10 @@ def class_sums(
     Returns:
         (C, O, F) and (C, O).
     """
-    member_CnO = functional.one_hot(y_Cn, num_classes).to(x_CnF) * real_Cn.unsqueeze(-1)
-    return torch.bmm(member_CnO.mT, x_CnF), member_CnO.sum(dim=1)
+    real_Cn1 = real_Cn.unsqueeze(-1)
+    member_CnO = functional.one_hot(y_Cn, num_classes).to(x_CnF) * real_Cn1
+    # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+    return torch.bmm(member_CnO.mT, x_CnF.where(real_Cn1, 0.0)), member_CnO.sum(dim=1)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Both give the same numbers. The written way is for models and terms that know their gradients;
 autograd is for everything else.
 
-Letters: A clients active at a step, B batch, O outputs, E experts.
+Letters: A clients active at a step, B batch, O outputs, E experts, F width of the representation.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,16 @@ from fedmoe.data.federation import Task
 from fedmoe.models.base import Forward, Parameters, stacked_forward
 from fedmoe.models.router_losses import FederationLoad, RouterLosses
 from fedmoe.models.routing import StepContext
-from fedmoe.models.written import Kernel, is_written, kernel_of
+from fedmoe.models.written import (
+    Kernel,
+    RepresentingPass,
+    WrittenModule,
+    is_written,
+    kernel_of,
+)
 from fedmoe.training.gradients import Found, Gradient, Written
 from fedmoe.training.losses import SampleLoss, WrittenLoss, sample_loss, written_loss
-from fedmoe.training.terms import Step, Term, WrittenTerm
+from fedmoe.training.terms import DrawingTerm, Step, Term, WrittenTerm
 
 
 class Batch(NamedTuple):
@@ -30,14 +36,14 @@ class Batch(NamedTuple):
         x: (A, B, D) features.
         target: (A, B) classes or (A, B, O) targets.
         weight: (A, B) each sample's share of its batch, 0 for padding.
-        key: (A,) int64 keys for a router's draws.
+        key: (A,) int64 keys for a router's draws, if it makes any.
         federation: how the federation used its experts, if the clients know.
     """
 
     x: Tensor
     target: Tensor
     weight: Tensor
-    key: Tensor
+    key: Tensor | None
     federation: FederationLoad | None = None
 
     @property
@@ -59,9 +65,15 @@ def differentiation(
 ) -> Differentiate:
     """The quickest way that the model and the terms allow; puts modules into training mode."""
     kernel = kernel_of(model)
-    if kernel is not None and all(is_written(t, "add_gradient", "__call__") for t in terms):
-        known = cast(Sequence[WrittenTerm], terms)
-        return ByHand(kernel, written_loss(task), known, router_losses)
+    known = [cast(WrittenTerm, t) for t in terms if is_written(t, "add_gradient", "__call__")]
+    drawing = [cast(DrawingTerm, t) for t in terms if is_written(t, "draw", "__call__")]
+    gives_features = isinstance(model, WrittenModule) and model.gives_features
+    if (
+        kernel is not None
+        and len(known) + len(drawing) == len(terms)
+        and (gives_features or not drawing)
+    ):
+        return ByHand(kernel, written_loss(task), known, router_losses, drawing)
     return ByAutograd(stacked_forward(model.train()), sample_loss(task), terms, router_losses)
 
 
@@ -73,6 +85,7 @@ class ByHand:
     loss: WrittenLoss
     terms: Sequence[WrittenTerm]
     router_losses: RouterLosses
+    drawing: Sequence[DrawingTerm] = ()
 
     def __call__(self, params: Parameters, batch: Batch) -> tuple[Tensor, Gradient]:
         """See `Differentiate`."""
@@ -83,7 +96,14 @@ class ByHand:
             logits_grad_AEB = self.router_losses.logits_gradient(
                 run.routing, batch.weight, batch.federation
             )
-        gradient = Written(params, run, y_grad_AOB, logits_grad_AEB)
+        features_grad_AFB = None
+        for drawn in self.drawing:
+            features_AFB = cast(RepresentingPass, run).features_CFB
+            own_AFB = drawn.draw(features_AFB, batch.target, batch.weight)
+            features_grad_AFB = (
+                own_AFB if features_grad_AFB is None else features_grad_AFB + own_AFB
+            )
+        gradient = Written(params, run, y_grad_AOB, logits_grad_AEB, features_grad_AFB)
         sample_A = loss_AB.mul_(batch.weight).sum(dim=1)
         if not self.terms:
             return sample_A, gradient

@@ -85,6 +85,14 @@ class WrittenTerm(Term, Protocol):
         ...
 
 
+class DrawingTerm(Term, Protocol):
+    """A term of the representation alone, which knows its gradient by that."""
+
+    def draw(self, features_CFB: Tensor, target_CB: Tensor, weight_CB: Tensor) -> Tensor:
+        """The gradient of the active clients' values by their representation, (C, F, B)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Proximal:
     """FedProx: mu / 2 ||w - anchor||^2 (arXiv 1812.06127, equation 2).
@@ -178,6 +186,16 @@ class Alignment:
         away_CB = (features_CBF - wanted_CBF).square().mean(dim=-1)
         counts_CB = self.known[: step.clients].gather(1, step.target) * step.weight
         return self.strength * (away_CB * counts_CB).sum(dim=1)
+
+    def draw(self, features_CFB: Tensor, target_CB: Tensor, weight_CB: Tensor) -> Tensor:
+        """See `DrawingTerm`: 2 lambda / F times each sample's share and distance."""
+        clients, width = features_CFB.shape[:2]
+        share_CB = self.known[:clients].gather(1, target_CB) * weight_CB
+        label_O1 = torch.arange(self.known.shape[1], device=target_CB.device).unsqueeze(1)
+        is_class_COB = (label_O1 == target_CB.unsqueeze(1)).to(features_CFB)
+        wanted_CFB = torch.bmm(self.prototypes[:clients].mT, is_class_COB)
+        scale_CB = share_CB * (2 * self.strength / width)
+        return (features_CFB - wanted_CFB).mul_(scale_CB.unsqueeze(1))
 
     def take(self, index: Tensor) -> "Alignment":
         """See `Term`."""

@@ -80,8 +80,7 @@ class RouterWatch:
 
     Attributes:
         sums_KJ: see `router_sums`; zero for a client without samples.
-        main_KW: int16 main expert of each client's first samples, `UNKNOWN` for none; beyond its
-            samples, anything.
+        main_KW: int16 main expert of each client's first samples, `UNKNOWN` for none.
     """
 
     def __init__(
@@ -144,6 +143,7 @@ class RouterWatch:
         sums_CJ = router_sums(routed, kind, plan.combine)
         if index_CM is not None:
             sums_CJ = _spread(sums_CJ, index_CM, plan.kind)
+        main_CB = main_CB.masked_fill(~real_CB, UNKNOWN)
         self.sums_KJ.index_copy_(0, index, sums_CJ)
         self.main_KW[:, :batch].index_copy_(0, index, main_CB[:, :width])
 

@@ -35,6 +35,19 @@ RUNS: dict[str, list[str]] = {
     "insight": [*REGRESSION, "strategy=insight"],
     "insight-prototypes": [*CLASSES, "strategy=insight", "strategy.memory_rounds=2"],
     "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=[3]", "strategy=fedavg"],
+    "fedem": [*MIXTURE, "model=linear", "strategy=fedem", "strategy.fraction_train=0.5"],
+    "ifca": [  # cut and resumed in the middle of its trials, and after them
+        *MIXTURE, "model=linear", "strategy=ifca", "strategy.restart_rounds=2",
+        "strategy.restarts=2", "training.reset_optimizer=false",
+    ],
+    "ifca-trials": [
+        *CLASSES, "strategy=ifca", "strategy.restarts=3", "strategy.restart_rounds=2",
+        "strategy.fraction_train=0.5",
+    ],
+    "local-global": [
+        *CLASSES, "strategy=local_global", "strategy.fraction_train=0.5",
+        "training.reset_optimizer=false",
+    ],
     "adam": [*CLASSES, "strategy=fedavg", "training=adam"],
     "kept-momentum": [*CLASSES, "strategy=fedavg", "training.reset_optimizer=false"],
     "kept-moments": [

@@ -26,8 +26,10 @@ import fedmoe
 from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
+from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages.arrays import dtype_name, to_record
 from fedmoe.rounds import RoundLoop, RoundRecord
+from fedmoe.routing_scores import ROUTING_FILE
 from fedmoe.simulations import InProcessGrid
 from fedmoe.standing import Standing
 from fedmoe.strategies import build_strategy
@@ -144,13 +146,15 @@ def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
     assert len(set(pooled(experiment.data).parts["train"].counts_K.tolist())) == 1
     if bad:
         experiment = with_bad_client(experiment, 3)
-    grid, costs = InProcessGrid(experiment), Costs()
+    grid, costs, plan = InProcessGrid(experiment), Costs(), experiment.router
     seen: list[Costs] = []
     with TemporaryDirectory() as folder, RunDirectory.claim(Path(folder)) as directory:
 
         def on_round(record: RoundRecord) -> None:
             directory.append_columns("clients.jsonl", record.clients)
             directory.append("metrics.jsonl", record.metrics)
+            if record.routing is not None:
+                directory.append(ROUTING_FILE, record.routing.as_json())
             assert (record.metrics["train"]["failures"], record.metrics["train"]["void"]) == (
                 bad,
                 False,
@@ -164,6 +168,7 @@ def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
             standing=Standing(to_record(experiment.shared)),
             client_of=grid.client_id,
             on_round=on_round,
+            routing=RoutingCheck(plan.kind) if plan else None,
         )
         with counting(costs):
             loop.run()
@@ -193,6 +198,7 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedavg"], id="fedavg"),
     pytest.param(["model=linear", "strategy=fedavg"], id="fedavg-linear"),
     pytest.param(["model=moe", "model.hidden=[3]", "strategy=fedavg"], id="fedavg-moe"),
+    pytest.param(["model=moe", "model.hidden=[3]", "strategy=local"], id="local-moe"),
     pytest.param([*MLP, "strategy=fedavg", "strategy.fraction_train=0.5"], id="fedavg-sampled"),
     pytest.param([*MLP, "strategy=fedavg", "training=adam"], id="fedavg-adam"),
     pytest.param([*MLP, "strategy=fedavg", "runtime.shard_size=HALF"], id="fedavg-shards"),
@@ -207,6 +213,11 @@ OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedrep"], id="fedrep"),
     pytest.param([*MLP, "strategy=fedproto"], id="fedproto"),
     pytest.param([*MLP, "strategy=fedproto", "runtime.shard_size=HALF"], id="fedproto-shards"),
+    pytest.param([*MLP, "strategy=fedem"], id="fedem"),
+    pytest.param(["model=linear", "strategy=fedem", "runtime.shard_size=HALF"], id="fedem-shards"),
+    pytest.param([*MLP, "strategy=ifca", "strategy.restart_rounds=2"], id="ifca"),
+    pytest.param([*MLP, "strategy=ifca", "training.reset_optimizer=false"], id="ifca-kept"),
+    pytest.param([*MLP, "strategy=local_global"], id="local-global"),
 ]
 STOCK = [*MLP, "strategy=stock", "strategy.class_name=FedAvg"]
 # What may go client by client: the lines of the run's record, and lists of nodes.

@@ -31,6 +31,7 @@ from fedmoe.messages.seams import RecordType
 from fedmoe.profiling import SECTIONS
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.schema import ExperimentConfig, RayConfig
+from fedmoe.serving import Server
 from fedmoe.simulations import InProcessGrid, run_experiment
 from fedmoe.standing import Standing
 from fedmoe.strategies import FedAvg, Local, StackedFedAvg, build_strategy
@@ -273,6 +274,22 @@ def test_a_whole_run(trap: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"runtime.max_restarts=0 are used up"):
         run_experiment(config, tmp_path / "lost")
     assert "was lost" in json.loads((tmp_path / "lost/summary.json").read_text())["reason"]
+
+
+def test_a_server_shows_the_clients_that_live_in_the_workers(
+    grid: RayGrid, trap: Path, tmp_path: Path
+) -> None:
+    there = Server(config=config_of(trap, *ON_RAY, "strategy=local"), run_dir=tmp_path / "there")
+    there.grid = grid
+    here = Server(config=config_of(trap, "strategy=local"), run_dir=tmp_path / "here")
+    for server in (there, here):
+        server.run(rounds=1)
+        server.run(rounds=1)
+    for mine, theirs in zip(here.clients, there.clients, strict=True):
+        expected = models.parameters_of(theirs.model())
+        for name, value in models.parameters_of(mine.model()).items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+    assert not there.clients[0].model().training
 
 
 def test_clients_are_dealt_by_their_samples() -> None:

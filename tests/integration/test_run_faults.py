@@ -139,7 +139,7 @@ def test_one_bad_client_changes_nothing_for_those_that_train_alone(
             assert one == other
 
 
-@pytest.mark.parametrize("name", ["insight", "stock-yogi", "stock-momentum", "fedadam"])
+@pytest.mark.parametrize("name", ["insight", "stock-yogi", "stock-momentum", "fedadam", "ifca"])
 def test_every_strategy_survives_a_client_that_fails(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

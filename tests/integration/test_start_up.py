@@ -75,3 +75,24 @@ def test_without_plots_matplotlib_stays_out_and_little_is_collected(tmp_path: Pa
     assert not [m for m in found["modules"] if m.partition(".")[0] in ("matplotlib", "PIL")]
     assert found["collections"] < 200  # of the youngest; importing torch and flwr alone makes 440
     assert found["frozen"] > 100_000
+
+
+_LIGHT = """
+import json, sys
+import fedmoe
+dir(fedmoe)
+packages = lambda: {name.partition(".")[0] for name in sys.modules}
+bare = packages()
+from fedmoe import load_config
+print(json.dumps([sorted(bare), sorted(packages())]))
+"""
+
+
+def test_the_names_of_the_package_are_imported_when_they_are_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LIGHT], capture_output=True, text=True, check=True
+    )
+    bare, composing = json.loads(done.stdout)
+    assert not {"flwr", "hydra", "numpy", "pydantic", "torch"} & set(bare)
+    assert "hydra" in composing
+    assert not {"flwr", "torch"} & set(composing)

@@ -220,3 +220,17 @@ def test_no_results_is_one_line_and_exit_code_2(
 def test_no_such_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err == f"error: no such directory: {tmp_path / 'absent'}\n"
+
+
+def test_a_sweep_tells_what_routers_did(tmp_path: Path) -> None:
+    routing = {"importance": [0.5, 0.49, 0.01], "dead_experts": 1, "necessity": 0.25}
+    nothing = {"importance": None, "dead_experts": None, "necessity": None}
+    for number, told in enumerate((routing, None, nothing)):
+        more: dict[str, Any] = {} if told is None else {"routing": told}
+        job(tmp_path, str(number), config(rate=number), summary(0.5, **more))
+    assert main([str(tmp_path)]) == 0
+    headings, *rows = table((tmp_path / "sweep.md").read_text(), "3 jobs")
+    assert headings[4:6] == ["experts alive", "routing necessity"]
+    assert [row[4:6] for row in rows] == [["2 of 3", "0.250"], ["-", "-"], ["-", "-"]]
+    jobs = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
+    assert [one["routing"] for one in jobs] == [routing, None, nothing]

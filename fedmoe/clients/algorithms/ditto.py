@@ -38,12 +38,10 @@ class Ditto(LocalAlgorithm):
 
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train both; what is told is the global one."""
-        count = len(job.clients)
-        anchor = {name: value.expand(count, *value.shape[1:]) for name, value in start.items()}
         personal = job.train(
             job.own(PERSONAL, start),
             epochs=self.epochs,
-            terms=[Proximal(anchor, self.strength)],
+            terms=[Proximal(job.each(start), self.strength)],
             optimizer=PERSONAL_OPTIMIZER,
         )
         job.keep(PERSONAL, personal.params)

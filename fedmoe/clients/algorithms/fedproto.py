@@ -81,17 +81,17 @@ class FedProto(LocalAlgorithm):
             raise ValueError(f"the prototypes have shapes {shapes}, expected {expected}")
         if not all(bool(value.isfinite().all()) for value in told.values()):
             raise ValueError("the prototypes are not finite")
-        count = len(job.clients)
-        mean_COF = told["mean"].float().expand(count, -1, -1)
-        known_CO = (told["known"] > 0).float().expand(count, -1)
-        return [Alignment(mean_COF, known_CO, self.strength)]
+        known = {"mean": told["mean"].float(), "known": (told["known"] > 0).float()}
+        each = job.each(known)
+        return [Alignment(each["mean"], each["known"], self.strength)]
 
     def told(self, job: "Job", trained: Trained) -> Records:
-        """Sum and number of each class's representations, by the trained models."""
+        """Besides what any strategy tells: each class's representations by the trained models."""
         experiment, samples = job.experiment, job.samples
         sum_COF, count_CO = representation_sums(
             experiment.model, samples.pool, trained.params, samples.rows_Cn, samples.count_C,
             num_classes=experiment.data.task.num_outputs,
             cohort_size=experiment.config.training.cohort_size,
         )  # fmt: skip
-        return {words.PROTOTYPES: Stack({"sum": sum_COF, "count": count_CO.to(torch.int32)})}
+        told = Stack({"sum": sum_COF, "count": count_CO.to(torch.int32)})
+        return {**super().told(job, trained), words.PROTOTYPES: told}

@@ -30,6 +30,16 @@ class Router:
 
     num_experts: int
 
+    @property
+    def wants_keys(self) -> bool:
+        """Whether `route` draws, by `StepContext.key_C`: making the keys takes time."""
+        return False
+
+    @property
+    def active(self) -> float:
+        """How many experts answer for a sample, on average."""
+        return self.num_experts
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """Fresh parameters by name, expert axis first; drawn from torch's own generator."""
         return {
@@ -38,8 +48,10 @@ class Router:
         }
 
     def of(self, num_experts: int) -> Self:
-        """The same router for some of the experts."""
-        return replace(self, num_experts=num_experts)
+        """The same router for some of the experts; no more of them answer than there are."""
+        top_k = getattr(self, "top_k", None)
+        fewer = {} if top_k is None else {"top_k": min(top_k, num_experts)}
+        return replace(self, num_experts=num_experts, **fewer)
 
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None

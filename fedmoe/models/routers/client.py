@@ -18,6 +18,11 @@ from fedmoe.models.routing import Routing, StepContext, certain
 class ClientRouter(FixedRouter):
     """The expert with the highest of the client's scores; the first of equals."""
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return 1
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`: the scores, which start equal."""
         del num_features

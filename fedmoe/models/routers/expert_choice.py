@@ -36,6 +36,11 @@ class ExpertChoiceRouter(Router):
     capacity_factor: float
     top_k: int
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return max(self.capacity_factor, self.top_k)
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:

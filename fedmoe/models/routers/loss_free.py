@@ -33,6 +33,11 @@ class LossFreeRouter(Router):
     top_k: int
     rate: float = 1e-3
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return self.top_k
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`; no gradient reaches the bias on the choice."""
         bias = nn.Parameter(torch.zeros(self.num_experts))

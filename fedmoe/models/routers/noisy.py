@@ -33,6 +33,11 @@ class NoisyRouter(Router):
 
     top_k: int
 
+    @property
+    def wants_keys(self) -> bool:
+        """See `Router`."""
+        return True
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`; the noise starts at softplus(0) for every sample, as the paper's does."""
         noise = nn.Parameter(torch.zeros(self.num_experts, num_features))
@@ -45,6 +50,7 @@ class NoisyRouter(Router):
         clean = self.logits(params, x)
         if context is None:
             return softmax_top_k(clean, self.top_k)
+        assert context.key_C is not None
         deviation = functional.softplus(params["noise_weight"] @ x.mT) + _LEAST_NOISE
         draws = normals(context.key_C, self.num_experts, x.shape[-2]).to(x.dtype)
         noisy = clean + draws * deviation

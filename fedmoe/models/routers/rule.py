@@ -7,7 +7,7 @@ Letters: C clients (the leading axis, absent for one client), B batch, D feature
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,20 @@ class RuleRouter(FixedRouter):
     rule: Rule
     thresholds: tuple[float, ...] = ()
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return 1
+
+    def of(self, num_experts: int) -> "RuleRouter":
+        """See `Router`: the first ones, by the lowest thresholds."""
+        return replace(self, num_experts=num_experts, thresholds=self.thresholds[: num_experts - 1])
+
+    @property
+    def wants_keys(self) -> bool:
+        """See `Router`."""
+        return self.rule == "random"
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:
@@ -60,4 +74,5 @@ class RuleRouter(FixedRouter):
         place_B = torch.arange(x.shape[-2], device=x.device)
         if self.rule == "round_robin":
             return (place_B % self.num_experts).expand(x.shape[:-1])
+        assert context.key_C is not None
         return choices(fold(context.key_C[..., None], place_B), self.num_experts)

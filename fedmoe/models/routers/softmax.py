@@ -4,7 +4,7 @@ Without the paper's noise, which is in `noisy`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -22,9 +22,10 @@ class SoftmaxRouter(Router):
 
     top_k: int
 
-    def of(self, num_experts: int) -> "SoftmaxRouter":
-        """See `Router`; no more experts answer than there are."""
-        return replace(self, num_experts=num_experts, top_k=min(self.top_k, num_experts))
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return self.top_k
 
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None

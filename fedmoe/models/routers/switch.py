@@ -30,6 +30,11 @@ class SwitchRouter(Router):
 
     capacity_factor: float
 
+    @property
+    def active(self) -> float:
+        """See `Router`."""
+        return 1
+
     def route(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None
     ) -> Routing:
@@ -46,7 +51,7 @@ class SwitchRouter(Router):
         """(..., E, B): whether the sample is among the first so many that want the expert."""
         real = (weight > 0).unsqueeze(-2)
         room = room_for(weight, self.num_experts, self.capacity_factor)[..., None, None]
-        return ((wanted * real).cumsum(dim=-1) <= room) | ~real
+        return (wanted * real).cumsum(dim=-1) <= room
 
     def behind(self, routing: Routing, weight_grad: Tensor, logits_grad: Tensor | None) -> Tensor:
         """See `Router`."""
@@ -57,5 +62,5 @@ class SwitchRouter(Router):
 def room_for(weight: Tensor, num_experts: int, factor: float) -> Tensor:
     """(...): ceil(T / E * factor) samples for each expert, T the samples with (..., B) weight."""
     count = (weight > 0).sum(dim=-1).double()
-    # A factor such as 1.1 is not exact: 10 / 4 * 1.2 is 3 and not a little more.
+    # A factor such as 1.1 is not exact: 10 * 1.1 is 11 and not a little more.
     return torch.ceil(count * factor / num_experts - 1e-9)

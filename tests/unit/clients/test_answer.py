@@ -16,7 +16,7 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedmoe.clients import FedMoEClient, answer, answer_cohort, load_experiment
+from fedmoe.clients import Client, answer, answer_cohort, load_experiment
 from fedmoe.clients import answer as answer_function
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.states import StackedStates
@@ -59,7 +59,7 @@ def test_cohort_and_numpy_client_train_the_same_weights(model: str, mu: float) -
     messages = [train_message(k + 2, arrays=record, config=config) for k in range(6)]
     replies = answer(messages, [context(text, k) for k in range(6)])
     for client, reply in enumerate(replies):
-        alone = FedMoEClient(experiment, client)
+        alone = Client(client, experiment)
         weights, count, metrics = alone.fit(
             alone.get_parameters({}), {"server-round": 3, "proximal-mu": mu}
         )
@@ -78,7 +78,7 @@ def test_numpy_client_evaluates_as_the_cohort_does() -> None:
     experiment = load_experiment(text)
     message = Message(RecordDict({"arrays": arrays_of(experiment)}), 4, "evaluate")
     reply = answer([message], [context(text, 2)])[0]
-    client = FedMoEClient(experiment, 2)
+    client = Client(2, experiment)
     loss, count, metrics = client.evaluate(client.get_parameters({}), {})
     own = dict(reply.content.metric_records["metrics"])
     assert own == {"num-examples": count, **metrics}
@@ -239,7 +239,7 @@ def test_different_rounds_see_the_samples_in_different_order() -> None:
 def test_parameters_that_are_handed_out_are_copies() -> None:
     experiment = load_experiment(config_json())
     before = experiment.initial["weight"].clone()
-    FedMoEClient(experiment, 0).get_parameters({})[0][:] = 9.0
+    Client(0, experiment).get_parameters({})[0][:] = 9.0
     assert torch.equal(experiment.initial["weight"], before)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_insight_record import GOOD
 
+from fedmoe.config import load_config
 from fedmoe.insight import Guidance, Memory, MetaLearner
 from fedmoe.insight.meta_learner import aggregate
 from fedmoe.insight.policies import prototypes
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.schema import InsightConfig, MetaLearnerConfig
 
 
 def config(*policies: str, strength: float = 2.0) -> MetaLearnerConfig:
@@ -47,6 +48,16 @@ def test_policies_are_switched_by_the_configuration() -> None:
         learner.observe(1, [GOOD, replace(GOOD, client_id=1)])
     assert set(both.guidance(0).arrays()) == {"prototypes", "prototype_weight"}
     assert none.guidance(0).arrays() == {}
+
+
+def test_by_default_it_is_what_the_default_configuration_makes() -> None:
+    """The mathematics knows no YAML, so that its defaults are written twice."""
+    default = load_config(["strategy=insight"])
+    assert isinstance(default.strategy, InsightConfig)
+    learner = MetaLearner()
+    assert learner.config == default.meta_learner
+    assert learner.memory.max_rounds == default.strategy.memory_rounds
+    assert len(learner.memory) == 0
 
 
 def test_guidance_changes_with_what_is_observed() -> None:

@@ -9,7 +9,7 @@ from routers_oracle import Batch, naive_route
 from torch import Tensor, nn
 
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, ModelOutput, Parameters
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.routers import (
     ClientRouter,
     EnsembleRouter,
@@ -96,9 +96,9 @@ def naive_routing(router: Router, params: Parameters, x_D: Tensor) -> list[Tenso
 def mixture(
     router: Router, hidden: tuple[int, ...] = (), combine: Any = "outputs", num_outputs: int = OUT
 ) -> MixtureOfExperts:
-    experts = perceptron(D, hidden, num_outputs)
+    experts = Expert(0, hidden=hidden).times(router.num_experts)
     return MixtureOfExperts(
-        D, num_outputs, experts=experts, num_experts=router.num_experts, router=router,
+        D, num_outputs, experts=experts, router=router,
         combine=combine,
     )  # fmt: skip
 

@@ -57,3 +57,5 @@ def test_hashes_of_samples_are_the_oracles() -> None:
             expected = _hash_of_sample(x_CBD[client, b].tolist())
             assert found[client, b].item() % 2**64 == expected
     assert torch.equal(hashes_of_samples(x_CBD.double()), found)
+    zero = torch.zeros(1, 5)
+    assert torch.equal(hashes_of_samples(zero), hashes_of_samples(-zero))

@@ -3,19 +3,28 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models_oracle import OUT, ROUTERS, B, C, D, inputs, mixture, random_stack
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedmoe.data import Task
 from fedmoe.errors import ConfigError
-from fedmoe.models import Linear, MixtureOfExperts, ModelOutput, Parameters, stacked_forward
+from fedmoe.models import Expert, Linear, MixtureOfExperts, ModelOutput, Parameters, stacked_forward
 from fedmoe.models.combining import COMBINE
 from fedmoe.models.routers import PriorRouter, SoftmaxRouter, SwitchRouter
 from fedmoe.models.routing import StepContext
 from fedmoe.models.written import Pass, kernel_of
+from fedmoe.schema import TrainingConfig
+from fedmoe.training.cohort import Cohort, train_cohort
+from fedmoe.training.pool import Pool
 
+CONFIG = TrainingConfig(
+    optimizer="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0, epochs=1, batch_size=4,
+    reset_optimizer=True, cohort_size=100, num_threads=1, device="cpu",
+)  # fmt: skip
 TOP_2 = SoftmaxRouter(num_experts=4, top_k=2)
 
 
@@ -47,6 +56,7 @@ class Scaled(Linear):
         self, params: Mapping[str, Tensor], x_CBD: Tensor, context: StepContext | None = None
     ) -> Pass:
         inner = super().written_pass(params, x_CBD)
+        assert params["weight"].dim() == 3
 
         class Tripled:
             y_COB, routing = 3 * inner.y_COB, None
@@ -60,9 +70,8 @@ class Scaled(Linear):
 
 
 def of(expert: Any, router: Any = TOP_2, **changed: Any) -> MixtureOfExperts:
-    return MixtureOfExperts(
-        D, OUT, experts=expert, num_experts=router.num_experts, router=router, **changed
-    )
+    own = Expert(0, module=lambda features, outputs: expert()).times(router.num_experts)
+    return MixtureOfExperts(D, OUT, experts=own, router=router, **changed)
 
 
 # ------------------------------------------------------------------------- parameters
@@ -110,8 +119,8 @@ def test_an_expert_with_buffers_is_refused() -> None:
 
 
 def test_a_router_for_another_number_of_experts_is_refused() -> None:
-    with pytest.raises(ValueError, match="a router for 4 experts, but there are 3"):
-        MixtureOfExperts(D, OUT, experts=Wavy, num_experts=3, router=TOP_2)
+    with pytest.raises(ConfigError, match="a router for 4 experts, but there are 3"):
+        MixtureOfExperts(D, OUT, experts=Expert(0).times(3), router=TOP_2)
 
 
 # --------------------------------------------------------------------------- experts
@@ -180,6 +189,29 @@ def test_dropout_of_an_expert_follows_the_mode_and_is_known_of() -> None:
     forward = stacked_forward(model.train())
     with torch.random.fork_rng(devices=[]):
         assert not torch.equal(forward(stack, x_CBD).y, forward(stack, x_CBD).y)
+
+
+def test_training_with_dropout_repeats_whatever_was_drawn_before() -> None:
+    for expert in (
+        lambda: Wavy(dropout=0.5),
+        lambda: of(lambda: Wavy(dropout=0.5)),  # a mixture as an expert
+    ):
+        model = of(expert)
+        cohort = Cohort(
+            client_C=np.arange(2), rows_Cn=np.arange(12).reshape(2, 6), count_C=np.full(2, 6),
+            params={name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()},
+            seed=0, round=1, epochs_C=np.ones(2, dtype=np.int64), lr_C=torch.ones(2),
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        pool = Pool(torch.randn(12, D, generator=generator), torch.arange(12) % OUT)
+        task = Task(kind="classification", num_features=D, num_outputs=OUT)
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                found.append(train_cohort(model, task, pool, CONFIG, cohort).params)
+        for name, value in found[0].items():
+            assert torch.equal(value, found[1][name])
 
 
 @pytest.mark.parametrize("name", ROUTERS)

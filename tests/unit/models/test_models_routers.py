@@ -1,5 +1,7 @@
 # Every router against loops over the samples and experts of one client at a time.
+import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -23,9 +25,11 @@ from fedmoe.models.routers import (
     SwitchRouter,
     balanced_bias,
 )
+from fedmoe.models.routers.switch import room_for
 from fedmoe.models.routing import Routing, StepContext
 
 D, B = 3, 9
+KEYS = torch.tensor([5, -(2**63), 2**63 - 1, 77])
 COUNTS = [9, 6, 1, 0]  # a full batch, a padded one, a lone sample, and nobody
 RULES: list[tuple[Any, tuple[float, ...]]] = [
     ("mean", (-0.3, 0.2)), ("variance", (0.3, 1.0)), ("norm", (1.0, 2.0)),
@@ -80,7 +84,7 @@ def setting(router: Router, case: str = "random", seed: int = 0) -> tuple[Parame
 def step() -> StepContext:
     counts = torch.tensor(COUNTS)[:, None]
     weight = (torch.arange(B) < counts).double() / counts.clamp_min(1)
-    return StepContext(weight, torch.tensor([5, -(2**63), 2**63 - 1, 77]))
+    return StepContext(weight, KEYS)
 
 
 def naive(router: Router, params: Parameters, x_CBD: Tensor, training: bool) -> list[Any]:
@@ -91,7 +95,7 @@ def naive(router: Router, params: Parameters, x_CBD: Tensor, training: bool) -> 
         batch = Batch(x_CBD[client])
         if training:
             weight_B = context.weight[client].tolist()
-            batch = Batch(x_CBD[client], weight_B, int(context.key_C[client]))
+            batch = Batch(x_CBD[client], weight_B, int(KEYS[client]))
         decisions = naive_route(router, own, batch)
         clients.append([_column(column) for column in zip(*decisions, strict=True)])
     return clients
@@ -174,8 +178,8 @@ def test_a_client_is_routed_the_same_in_any_company(router: Router, training: bo
         real = count if training else B
         context = None
         if training:
-            context = StepContext(*(part[client : client + 1] for part in step()))
-            context = context._replace(weight=context.weight[:, :real])
+            own_weight = step().weight[client : client + 1, :real]
+            context = StepContext(own_weight, KEYS[client : client + 1])
         alone = router.route(own, x_CBD[client : client + 1, :real], context)
         for one, other in zip(alone, together, strict=True):
             if one is not None and other is not None:
@@ -195,6 +199,34 @@ def test_one_client_needs_no_client_axis(router: Router) -> None:
 
 
 # ----------------------------------------------------------- what is said of some of them
+
+
+@pytest.mark.parametrize("case", ["random", "ties"])
+@pytest.mark.parametrize("name", ["switch-1.0", "expert-choice-1.0-2", "expert-choice-9.0-1"])
+def test_padding_takes_no_room_wherever_it_is(name: str, case: str) -> None:
+    router = CASES[name]
+    params, x_CBD = setting(router, case)
+    real_CB = torch.rand(len(COUNTS), B, generator=torch.Generator().manual_seed(2)) < 0.6
+    weight_CB = real_CB.double() / real_CB.sum(dim=1, keepdim=True)
+    routing = router.route(params, x_CBD, step()._replace(weight=weight_CB))
+    for client, real_B in enumerate(real_CB):
+        own = {key: value[client] for key, value in params.items()}
+        decisions = naive_route(router, own, Batch(x_CBD[client], weight_CB[client].tolist()))
+        for b in real_B.nonzero().flatten().tolist():
+            torch.testing.assert_close(
+                routing.weight[client, :, b], torch.stack(decisions[b].weight)
+            )
+        if name.startswith("expert"):
+            assert not routing.chosen[client][:, ~real_B].any()
+
+
+def test_room_is_the_even_share_rounded_up_whatever_floats_say() -> None:
+    for samples in range(60):
+        weight = (torch.arange(60) < samples).float()
+        for experts in (1, 3, 4, 7):
+            for factor in ("0.3", "1.0", "1.1", "1.2", "2.3"):
+                exact = math.ceil(Fraction(factor) * samples / experts)
+                assert room_for(weight, experts, float(factor)).item() == exact
 
 
 def test_a_full_expert_drops_whom_it_has_no_room_for() -> None:
@@ -249,7 +281,7 @@ def test_noise_is_drawn_afresh_at_each_step_and_not_at_evaluation() -> None:
     params, x_CBD = setting(router)
     first, again = (router.route(params, x_CBD, step()).logits for _ in range(2))
     assert torch.equal(first, again)
-    later = router.route(params, x_CBD, step()._replace(key_C=step().key_C + 1)).logits
+    later = router.route(params, x_CBD, step()._replace(key_C=KEYS + 1)).logits
     assert not torch.isclose(first, later).any()
     assert torch.equal(router.route(params, x_CBD).logits, router.logits(params, x_CBD))
     # The client's noise, and not the gate's: without it both would be the same.

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 from models_oracle import (
+    OUT,
     WRITTEN,
     B,
     C,
+    D,
     Naive,
     assert_same,
     every_written_model,
@@ -111,6 +113,43 @@ def test_a_derivative_may_be_added_to_the_parameters_themselves(
     moved = {name: value + gradient[name] for name, value in stack.items()}
     run.backward(y_grad, logits_grad, stack, 1.0)
     assert_same(list(stack.values()), list(moved.values()))
+
+
+REPRESENTING = [Linear(D, OUT), Mlp(D, (5,), OUT), Mlp(D, (6, 5, 2), OUT)]
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("model", REPRESENTING, ids=["linear", "mlp", "deep"])
+def test_a_gradient_by_the_representation_goes_behind_it(model: Linear | Mlp, keep: float) -> None:
+    stack = random_stack(model)
+    run = model.written_pass(stack, inputs())
+    output = model.apply_parameters(stack, inputs())
+    assert model.gives_features
+    assert_same([run.features_CFB.mT], [output.features])
+    y_grad, features_grad = draw(*run.y_COB.shape, seed=5), draw(*run.features_CFB.shape, seed=6)
+    leaves = {name: value.clone().requires_grad_() for name, value in stack.items()}
+    output = model.apply_parameters(leaves, inputs())
+    total = (output.y * y_grad.mT).sum() + (output.features * features_grad.mT).sum()
+    found = torch.autograd.grad(total, list(leaves.values()))
+    into = {
+        name: draw(*value.shape, seed=7) if keep else torch.full_like(value, torch.nan)
+        for name, value in stack.items()
+    }
+    before = {name: value.clone() for name, value in into.items()}
+    given = features_grad.clone()
+    run.backward_with(y_grad, features_grad, into, keep)
+    assert torch.equal(features_grad, given)
+    for (name, value), expected in zip(into.items(), found, strict=True):
+        assert_same([value], [(keep * before[name] if keep else 0.0) + expected])
+
+
+@every_written_model
+def test_only_models_that_say_so_give_their_representation(
+    model: WrittenModule, naive: Naive
+) -> None:
+    run = model.written_pass(random_stack(model), inputs())
+    gives = hasattr(run, "features_CFB") and hasattr(run, "backward_with")
+    assert model.gives_features == gives
 
 
 @every_written_model

@@ -195,6 +195,23 @@ def test_what_an_unused_expert_blows_up_stays_finite(kind: Kind, huge: float) ->
         torch.testing.assert_close(worst, hit * MOST, rtol=1e-6, atol=1e3)
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_padding_may_hold_anything(kind: Kind) -> None:
+    routed = make_routed(3, 5, 3, 2, seed=1, kind=kind)
+    assert not routed.real_CB.all()
+    expected = named_sums(routed, kind)
+    padding_C1B = ~routed.real_CB.unsqueeze(1)
+    assert routed.answers is not None
+    spoilt = routed._replace(
+        routing=Routing(*(p.masked_fill(padding_C1B, math.nan) for p in routed.routing[:4])),
+        answers=routed.answers.masked_fill(padding_C1B.unsqueeze(1), math.nan),
+        error_CB=routed.error_CB.masked_fill(~routed.real_CB, math.nan),
+    )
+    for one in (spoilt, shared(spoilt)):
+        for name, value in named_sums(one, kind).items():
+            torch.testing.assert_close(value, expected[name])
+
+
 def test_the_order_of_experts_is_drawn_uniformly_for_each_sample() -> None:
     experts = 3
     order = random_order(7, np.arange(40), 50, experts).numpy()

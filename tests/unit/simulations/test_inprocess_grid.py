@@ -203,6 +203,9 @@ def test_an_unknown_node_and_a_broadcast() -> None:
         ["strategy=local", "training.reset_optimizer=false"],
         ["strategy=insight"],
         ["strategy=insight", *DIGITS],
+        ["strategy=fedem", *DIGITS],
+        ["strategy=ifca", "strategy.restart_rounds=1", "training.reset_optimizer=false"],
+        ["strategy=local_global"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -216,7 +219,7 @@ def test_every_tensor_is_made_where_the_clients_train(words: list[str]) -> None:
         config=config,
         strategy=build_strategy(config, experiment.data.task),
         grid=grid,
-        standing=Standing(to_record(experiment.initial)),
+        standing=Standing(to_record(experiment.shared)),
         client_of=grid.client_id,
         on_round=lambda record: failures.append(record.clients["reason"]),
     )

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 
-from fedmoe.clients import Experiment, load_experiment
+from fedmoe.clients import Clients, Experiment, load_experiment
 from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
@@ -59,7 +59,8 @@ def answered(
         else [message.metadata.dst_node_id for message in messages]
     )
     clients: Ints = np.array(nodes) - 2
-    return answer_in_shards(experiment, messages, clients, states or StackedStates())
+    members = Clients(experiment, states or StackedStates())
+    return answer_in_shards(members, messages, clients)
 
 
 def merged_by(
@@ -327,7 +328,8 @@ def test_joined_shards_say_what_each_said() -> None:
     shards = []
     for rows in ([6, 0, 3], [5, 1], [2, 4]):
         places = np.array(rows)
-        own = answer_shard(experiment, taken(sent, places), places, StackedStates())
+        members = Clients(experiment, StackedStates())
+        own = answer_shard(members, taken(sent, places), places)
         shards.append((places, own))
     replies = joined(sent, shards)
     whole = answered(experiment, sent)

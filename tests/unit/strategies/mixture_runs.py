@@ -129,20 +129,20 @@ def run(
     words: Sequence[str],
     *,
     start: Mapping[str, Tensor] | None = None,
-    experiment: Experiment | None = None,
     alone: bool = False,
+    grid: InProcessGrid | ContextGrid | None = None,
 ) -> Run:
     """Run to the end.
 
     Args:
         words: of the configuration.
         start: the global model to begin with; the experiment's own if `None`.
-        experiment: in place of the configured one.
         alone: whether each client is answered by itself, with a context of its own.
+        grid: in place of a new one.
     """
-    experiment = experiment or experiment_of(words)
+    experiment = experiment_of(words)
     config = experiment.config
-    grid: InProcessGrid | ContextGrid = InProcessGrid(experiment)
+    grid = grid or InProcessGrid(experiment)
     if alone:
         grid = ContextGrid(to_json(config), experiment.data.num_clients, one_by_one)
     strategy = build_strategy(config, experiment.data.task)

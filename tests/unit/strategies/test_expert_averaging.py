@@ -63,6 +63,15 @@ def test_an_expert_that_nobody_used_stays_bit_for_bit() -> None:
     assert found["experts.bias"].tolist() == [[2.5], [previous["experts.bias"][1].item()]]
 
 
+def test_what_a_client_did_not_use_may_be_anything() -> None:
+    previous = {"experts.bias": torch.tensor([[0.5]])}
+    arrays = {"experts.bias": torch.tensor([[[torch.inf]], [[3.0]], [[torch.nan]]])}
+    found = merge_experts(
+        previous, arrays, torch.zeros(3, 1).long(), torch.tensor([[0.0], [2.0], [0.0]])
+    )
+    assert found["experts.bias"].tolist() == [[3.0]]
+
+
 def test_an_expert_that_one_client_used_is_replaced() -> None:
     previous = {"experts.bias": torch.zeros(2, 1)}
     arrays = {"experts.bias": torch.tensor([[[5.0]], [[7.0]]])}

@@ -298,30 +298,46 @@ def test_prototypes_that_do_not_fit_are_an_error_reply(arrays: Any, reason: str)
 
 
 def test_clients_may_be_sent_different_prototypes() -> None:
-    """One cohort: each is pulled to what it was sent."""
+    """Each is pulled to what it was sent, and the first and the last to nothing."""
     text = to_json(CONFIG)
-    means = [np.full((10, 4), value, np.float32) for value in (0.0, 1.0, 5.0)]
+    means = {c: np.full((10, 4), value, np.float32) for c, value in ((1, 0.0), (2, 1.0), (3, 5.0))}
     known = np.ones(10, np.uint8)
 
     def trained(clients: list[int]) -> list[dict[str, torch.Tensor]]:
         contexts = [
             Context(1, c + 2, {"partition-id": c}, RecordDict(), {"config": text}) for c in clients
         ]
-        messages = [
-            Message(
-                RecordDict({"prototypes": to_record({"mean": means[c], "known": known})}),
-                c + 2, "train",
-            )
-            for c in clients
-        ]  # fmt: skip
+        sent = {
+            c: RecordDict({"prototypes": to_record({"mean": mean, "known": known})})
+            for c, mean in means.items()
+        }
+        messages = [Message(sent.get(c, RecordDict()), c + 2, "train") for c in clients]
         assert not any(reply.has_error() for reply in answer(messages, contexts))
         return [from_record(context.state.array_records["model"]) for context in contexts]
 
-    together = trained([0, 1, 2])
-    for client in range(3):
+    together = trained([0, 1, 2, 3, 4])
+    for client in range(5):
         (alone,) = trained([client])
         for name, value in alone.items():
             torch.testing.assert_close(together[client][name], value, rtol=0, atol=1e-5)
+
+
+def test_a_mixtures_load_is_told_beside_the_prototypes() -> None:
+    config = load_config(
+        ["strategy=fedproto", "model=moe", "model/router=loss_free", "model.hidden=[4]",
+         "partition=iid", "partition.num_clients=3"]
+    )  # fmt: skip
+    experiment = load_experiment(to_json(config))
+    grid, made = InProcessGrid(experiment), build_strategy(config, experiment.data.task)
+    for round in (1, 2):
+        sent = list(made.configure_train(round, ArrayRecord(), ConfigRecord(), grid))
+        assert set(sent[0].content) - {"config"} == (
+            {"prototypes", "expert-load"} if round > 1 else set()
+        )
+        replies = ReplyGuard(config.runtime, made).inspect(sent, grid.send_and_receive(sent))
+        assert not replies.failures
+        assert set(replies.good[0].content) == {"prototypes", "expert-load", "metrics"}
+        made.aggregate_train(round, replies.good)
 
 
 def test_a_task_without_classes_is_refused() -> None:

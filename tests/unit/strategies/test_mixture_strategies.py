@@ -1,7 +1,8 @@
 """FedEM, IFCA and a global with a local expert against plain loops over clients and samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,14 +17,16 @@ from mixture_oracle import (
     PlainLocalGlobal,
     Predict,
 )
-from mixture_runs import MODELS, STRATEGIES, Run, assert_close, run
+from mixture_runs import MODELS, STRATEGIES, Run, assert_close, experiment_of, run
 from torch import Tensor
 
-from fedmoe.clients import Experiment
-from fedmoe.data import Part, pooled
+from fedmoe.clients import Client, Experiment, job, load_experiment
+from fedmoe.data import Part, Rows, pooled
+from fedmoe.errors import ConfigError
 from fedmoe.messages.arrays import Stack, to_record
+from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.replies import Replies
-from fedmoe.models import Parameters
+from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import StackedFedAvg, build_strategy
 
@@ -300,3 +303,114 @@ def test_a_sample_that_is_no_number_is_nobody_elses_trouble(words: list[str]) ->
         np.testing.assert_allclose(scores[name][others], column[others], rtol=1e-5, err_msg=name)
     if words[0] == "strategy=fedem":  # proportions that cannot be told are no model
         assert np.isnan(scores["test-personalised-loss"][0])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_client_without_training_data_is_scored_all_the_same(strategy: str) -> None:
+    """In a cohort and alone: it has equal proportions, the first model, an untrained expert."""
+    experiment, poor = experiment_of(STRATEGIES[strategy]), 2
+    data = pooled(experiment.data)
+    rows = [data.parts["train"].of(client) for client in range(data.num_clients)]
+    rows[poor] = rows[poor][:0]
+    experiment = replace(
+        experiment, data=replace(data, parts={**data.parts, "train": Rows.pack(rows)})
+    )
+    replies = answered(experiment, "train")
+    assert [row for row, reply in enumerate(replies) if reply.has_error()] == [poor]
+    assert replies[poor].error.reason == "ValueError: client 2 has no training data"
+    plain = PLAIN[strategy](PlainClients(experiment), experiment.shared)
+    expected = PlainClients(experiment).score(poor, "test", plain.personal(poor))
+    together = answered(experiment, "evaluate")
+    nodes = [together.nodes[poor]]
+    records = cast(Broadcast, together.requests).records
+    alone = InProcessGrid(experiment).send_and_receive(Broadcast(nodes, "evaluate", records))
+    for replies, row in ((together, poor), (cast(Replies, alone), 0)):
+        assert not replies[row].has_error()
+        loss = replies.numbers()["test-personalised-loss"][row]
+        assert loss == pytest.approx(expected.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_dropout_has_no_say_in_which_expert_explains_what(strategy: str) -> None:
+    """Experts with dropout drop in training alone, and so that a run repeats."""
+    words = [
+        *STRATEGIES[strategy], "model=custom", "model.factory=mixture-test-tanh",
+        "model.options.dropout=0.5",
+    ]  # fmt: skip
+    runs = []
+    for seed in (1, 2):  # of the generator that dropout draws from, where nobody keeps it in hand
+        torch.manual_seed(seed)
+        load_experiment.cache_clear()
+        runs.append(run(words))
+    found, again = runs
+    for mine, theirs in zip(again.arrays, found.arrays, strict=True):
+        assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    for part in PARTS:
+        assert [one.metrics[part] for one in again.records] == [
+            one.metrics[part] for one in found.records
+        ]
+
+
+def test_squared_errors_have_no_mixture_for_fedem() -> None:
+    with pytest.raises(ConfigError, match=r"^strategy=fedem: needs classes, but the task is reg"):
+        run([*STRATEGIES["fedem"], REGRESSION])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_mixture_is_not_made_of_mixtures(strategy: str) -> None:
+    with pytest.raises(ConfigError, match=r"^model=moe: this strategy makes a mixture"):
+        run([*STRATEGIES[strategy], "model=moe"])
+
+
+# ------------------------------------------------------------------------ the NumPy interface
+
+
+@pytest.mark.parametrize("strategy", ["fedem", "local_global"])
+def test_a_numpy_client_keeps_what_is_private(strategy: str) -> None:
+    """Two rounds of its own are those of a federation in which it is alone."""
+    words = [*STRATEGIES[strategy], "+data.options.sizes='20'"]
+    found = run(words)
+    client = Client(0, experiment=found.experiment)
+    arrays = client.get_parameters({})
+    for round in (1, 2):
+        arrays, count, metrics = client.fit(arrays, {"server-round": round})
+        assert [count] == found.records[round - 1].clients["num_examples"]
+        assert metrics["loss"] == pytest.approx(found.records[round - 1].clients["loss"][0])
+    for mine, theirs in zip(arrays, found.arrays[-1].values(), strict=True):
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=0, atol=1e-5)
+    loss, _, scores = client.evaluate(arrays, {})
+    expected = found.scores()
+    assert loss == pytest.approx(expected["test-global-loss"][0], abs=1e-5)
+    assert scores["test-personalised-loss"] == pytest.approx(
+        expected["test-personalised-loss"][0], abs=1e-5
+    )
+
+
+def test_a_numpy_client_cannot_say_which_model_it_trained() -> None:
+    experiment = experiment_of(STRATEGIES["ifca"])
+    client = Client(0, experiment=experiment)
+    with pytest.raises(ValueError, match="only some of the experts would be returned"):
+        client.fit(client.get_parameters({}), {})
+    loss, _, scores = client.evaluate(client.get_parameters({}), {})
+    assert loss > 0
+    assert loss == scores["test-personalised-loss"]
+
+
+def test_ifca_trains_and_scores_the_chosen_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others cost one forward pass over the training data, to choose by."""
+    experts = {"train_cohort": set[int](), "evaluate_cohort": set[int]()}
+    for name, seen in experts.items():
+        ordinary = getattr(job, name)
+
+        def spy(
+            model: MixtureOfExperts,
+            *arguments: Any,
+            ordinary: Callable[..., Any] = ordinary,
+            seen: set[int] = seen,
+        ) -> Any:
+            seen.add(model.num_experts)
+            return ordinary(model, *arguments)
+
+        monkeypatch.setattr(job, name, spy)
+    run([*STRATEGIES["ifca"], "strategy.num_clusters=5"])
+    assert experts == {"train_cohort": {1}, "evaluate_cohort": {1}}

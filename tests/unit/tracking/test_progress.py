@@ -141,3 +141,36 @@ def test_format_number(value: float | None, text: str) -> None:
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+class Cell(io.StringIO):
+    """Standard output as it is in a notebook."""
+
+    __module__ = "ipykernel.iostream"
+
+
+def test_in_a_notebook_every_round_writes_over_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Cell())
+    with open_progress("auto", 3, 0) as progress:
+        progress.update(record(1, failures=4))
+        progress.update(record(2))
+        progress.update(record(3, loss=None, void=True))
+    assert isinstance(sys.stdout, Cell)
+    before, first, second, third = sys.stdout.getvalue().split("\r")
+    assert (before, third[-1]) == ("", "\n")
+    assert first.startswith("round 1/3  train loss 0.412  4 failed  up")
+    assert second.startswith("round 2/3  train loss 0.412  up")
+    assert len(second) == len(first) > len(second.rstrip())  # nothing of the longer one is left
+    assert third.startswith("round 3/3  train loss -  void")
+
+
+def test_a_notebook_is_told_nothing_where_nothing_happened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Cell())
+    with open_progress("auto", 3, 3):
+        pass
+    assert isinstance(sys.stdout, Cell)
+    assert sys.stdout.getvalue() == ""

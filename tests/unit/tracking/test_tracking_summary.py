@@ -146,6 +146,21 @@ def test_print_summary_tells_where_the_time_went(tmp_path: Path) -> None:
     assert "profile" not in shown(summary(None), tmp_path)
 
 
+def test_print_summary_tells_what_the_router_did(tmp_path: Path) -> None:
+    routing = {
+        "importance": [0.6, 0.39, 0.01],
+        "dead_experts": 1,
+        "importance_entropy": 0.65,
+        "necessity": None,
+    }
+    text = shown({**summary(None), "routing": routing}, tmp_path)
+    expected = "router   2 of 3 experts alive, entropy of their shares 0.650, necessity -\n"
+    assert expected in text
+    text = shown({**summary(None), "routing": {"importance": None}}, tmp_path)
+    assert "router   no expert answered\n" in text
+    assert "router" not in shown(summary(None), tmp_path)
+
+
 def test_print_summary_of_samples_that_nobody_has_counted(tmp_path: Path) -> None:
     data = {"name": "sensors", "origin": "real", "clients": 70_000, "samples": None}
     text = shown({**summary(None), "data": data}, tmp_path)

@@ -10,7 +10,7 @@ import torch
 from fedmoe.data import Task
 from fedmoe.data.federation import Ints
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters, RouterLosses
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.routers import SoftmaxRouter
 from fedmoe.schema import MoeConfig, SoftmaxRouterConfig, TrainingConfig
 from fedmoe.training.batches import make_schedule
@@ -48,7 +48,7 @@ def model_like(name: str, ceiling: Any) -> Any:
     if name == "mlp":
         return Mlp(D, (ceiling.HIDDEN,), OUT)
     return MixtureOfExperts(
-        D, OUT, experts=perceptron(D, (ceiling.EXPERT_HIDDEN,), OUT), num_experts=ceiling.EXPERTS,
+        D, OUT, experts=Expert(0, hidden=(ceiling.EXPERT_HIDDEN,)).times(ceiling.EXPERTS),
         router=SoftmaxRouter(num_experts=ceiling.EXPERTS, top_k=ceiling.TOP_K),
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fedmoe.config import load_config
 from fedmoe.data import Federation, Task, load_federation
 from fedmoe.data.federation import Ints
-from fedmoe.models import Linear, MixtureOfExperts, ModelOutput, Routing, parameters_of
+from fedmoe.models import Linear, MixtureOfExperts, ModelOutput, Routing, build_model, parameters_of
 from fedmoe.models.combining import COMBINE
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.router_metrics import TOTALS, RouterKind
 from fedmoe.models.router_sums import UNKNOWN, Routed, main_experts, random_order, router_sums
 from fedmoe.models.routers import Router, SoftmaxRouter
@@ -49,7 +49,7 @@ def make_model(name: str, combine: Literal["outputs", "probabilities"] = "output
         return Owned(tells=False)
     rule = SoftmaxRouter(num_experts=E, top_k=2) if name == "top" else Router(num_experts=E)
     return MixtureOfExperts(
-        D, OUT, experts=perceptron(D, (5,), OUT), num_experts=E, router=rule, combine=combine
+        D, OUT, experts=Expert(0, hidden=[5]).times(E), router=rule, combine=combine
     )
 
 
@@ -65,7 +65,9 @@ class Case:
         y_N: Ints | np.ndarray[tuple[int, int], np.dtype[np.float32]] = rng.integers(OUT, size=size)
         if kind == "regression":
             y_N = rng.normal(size=(size, OUT)).astype(np.float32)
-        self.pool = Pool.of(rng.normal(size=(size, D)).astype(np.float32), y_N)
+        x_ND = rng.normal(size=(size, D)).astype(np.float32)
+        x_ND[0] = np.nan  # what others are padded with
+        self.pool = Pool.of(x_ND, y_N)
         self.count_K, self.client_K = np.array(counts), 10 + np.arange(len(counts))
         self.rows_Kn = np.zeros((len(counts), max(counts)), dtype=np.int64)
         for k, (start, count) in enumerate(zip(np.cumsum([1, *counts]), counts, strict=False)):
@@ -208,3 +210,39 @@ def load_federation_of(*words: str) -> Federation:
     features = [f"data.num_features={D}", "partition=natural"]
     config = load_config([*words, *features])
     return load_federation(config.data, config.partition, SEED)
+
+
+def test_experts_that_need_not_run_are_compared_all_the_same() -> None:
+    """So many samples that experts may run on their own alone: then the others say nothing."""
+    words = ["model=moe", "model.num_experts=8", "model.hidden=[64]", "model.router.top_k=1"]
+    task = Task(kind="classification", num_features=D, num_outputs=OUT)
+    model = build_model(load_config(words).model, task, SEED)
+    rng, counts = np.random.default_rng(SEED), np.array([900, 800])
+    x_ND = rng.normal(size=(1700, D)).astype(np.float32)
+    pool = Pool.of(x_ND, rng.integers(OUT, size=1700))
+    rows_Kn = np.minimum(np.arange(900) + np.array([[0], [900]]), 1699)
+    kind = RouterKind(num_experts=8, num_classes=OUT, has_classes=True, has_answers=True)
+    plan = RouterPlan(kind, COMBINE["outputs"], remembered=1, seed=SEED)
+    unknown_KW = torch.full((2, 1), UNKNOWN, dtype=torch.int16)
+    watch = RouterWatch(plan, np.arange(2), unknown_KW)
+    params = {name: value[None] for name, value in parameters_of(model).items()}
+    evaluate_cohort(model, task, pool, params, rows_Kn, counts, 100, watch)
+    with torch.no_grad():
+        output = model(pool.x_ND)
+    assert output.answers is not None
+    assert (output.answers != 0).all()
+    centred = output.answers - output.answers.mean(dim=1, keepdim=True)
+    units = centred / centred.norm(dim=1, keepdim=True)
+    square = units.sum(dim=0).square().sum().item()
+    wrong = (output.y.argmax(dim=1) != pool.y_N).sum().item()
+    totals = dict(zip(TOTALS, watch.sums_KJ[:, 8 : 8 + len(TOTALS)].sum(dim=0), strict=True))
+    assert totals["similarity"].item() == pytest.approx(square, rel=1e-4)
+    assert totals["errors"].item() == wrong
+    random_wrong = 0
+    for client, (start, count) in enumerate(((0, 900), (900, 800))):
+        order_EB = random_order(SEED, np.array([client]), 900, 8)[0, :, :count]
+        own = slice(start, start + count)
+        dealt_EB = output.routing.weight[:, own].gather(0, order_EB)
+        y_OB = (output.answers[:, :, own] * dealt_EB.unsqueeze(1)).sum(dim=0)
+        random_wrong += int((y_OB.argmax(dim=0) != pool.y_N[own]).sum())
+    assert totals["random_errors"].item() == random_wrong

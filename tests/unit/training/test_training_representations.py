@@ -15,7 +15,7 @@ from fedmoe.training.pool import Pool
 from fedmoe.training.representations import representation_sums
 
 D, OUT = 3, 4
-COUNTS = np.array([5, 1, 9, 4, 9])
+COUNTS = np.array([4, 9, 1, 5, 8])  # the order by number is not its own inverse
 
 
 class Dropping(nn.Module):
@@ -49,7 +49,9 @@ def test_sums_and_numbers_of_each_class(name: str, cohort_size: int) -> None:
     pool = Pool(
         torch.randn(30, D, generator=generator), torch.randint(OUT, (30,), generator=generator)
     )
-    rows_Cn = np.random.default_rng(1).integers(30, size=(len(COUNTS), 9))
+    pool.x_ND[0] = torch.nan  # nobody's sample, which pads everybody's
+    rows_Cn = np.random.default_rng(1).integers(1, 30, size=(len(COUNTS), 9))
+    rows_Cn[np.arange(9) >= COUNTS[:, None]] = 0
     model = model_of(name)
     params = {
         n: torch.randn(len(COUNTS), *p.shape, generator=generator)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_oracle import OUT, Setup, make_config
+from training_oracle import HIDDEN, OUT, Setup, make_config
 
 from fedmoe.data import Task
 from fedmoe.models import Parameters, RouterLosses, stacked_forward
@@ -22,7 +22,15 @@ from fedmoe.training.losses import (
     written_loss,
 )
 from fedmoe.training.steps import Batch, ByAutograd, ByHand, differentiation
-from fedmoe.training.terms import Proximal, Rehearsal, Step, copy_rows, take, take_rows
+from fedmoe.training.terms import (
+    Alignment,
+    Proximal,
+    Rehearsal,
+    Step,
+    copy_rows,
+    take,
+    take_rows,
+)
 
 WRITTEN = ("linear", "mlp", "moe")
 LOSSES = RouterLosses(balance=0.2)
@@ -69,6 +77,43 @@ class Distance:
         return Distance(take(self.anchor, index))
 
 
+def alignment(setup: Setup, width: int) -> Alignment:
+    """Prototypes of two of three classes."""
+    known = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64).expand(setup.clients, -1)
+    return Alignment(setup.draw(8, setup.clients, OUT, width), known, 0.7)
+
+
+@pytest.mark.parametrize("active", [3, 2])
+@pytest.mark.parametrize("besides", [False, True])
+@pytest.mark.parametrize(("model", "width"), [("linear", 3), ("mlp", HIDDEN), ("moe", HIDDEN)])
+def test_a_term_of_the_representation_comes_to_the_same_gradient(
+    model: str, width: int, besides: bool, active: int
+) -> None:
+    """By hand where the model gives its representation; with other terms and twice, too."""
+    setup = a_setup(model)
+    terms: list[Any] = [alignment(setup, width)]
+    if besides:
+        terms += [Proximal(setup.anchor, 0.3), replace(terms[0], strength=0.2)]
+    chosen = differentiation(setup.module, setup.task, terms, LOSSES)
+    assert isinstance(chosen, ByAutograd if model == "moe" else ByHand)
+    other = ByAutograd(stacked_forward(setup.module), sample_loss(setup.task), terms, LOSSES)
+    params = {name: value[:active] for name, value in setup.start.items()}
+    x, target, weight, key, _ = batch_of(setup)
+    key_A = None if key is None else key[:active]
+    batch = Batch(x[:active], target[:active], weight[:active], key_A)
+    (loss_A, gradient), (expected_A, expected) = chosen(params, batch), other(params, batch)
+    same(loss_A, expected_A)
+    found = gradient.tensors()
+    for name, value in expected.tensors().items():
+        same(found[name], value)
+    scale_C = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)[:active]
+    into = {name: value.clone() for name, value in params.items()}
+    chosen(params, batch)[1].add_to(into, keep=0.9, scale_C=scale_C)
+    for name, value in expected.tensors().items():
+        scaled = value * scale_C.view(-1, *[1] * (value.dim() - 1))
+        same(into[name], 0.9 * params[name] + scaled)
+
+
 @pytest.mark.parametrize("terms", ["none", "proximal", "rehearsal", "both"])
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("model", WRITTEN)
@@ -99,10 +144,18 @@ def test_a_term_or_a_model_without_a_gradient_of_its_own_goes_through_autograd()
         def __call__(self, step: Step) -> Tensor:
             return 2 * super().__call__(step)
 
+    class Halved(Alignment):
+        """Likewise."""
+
+        def __call__(self, step: Step) -> Tensor:
+            return super().__call__(step) / 2
+
+    nothing = torch.zeros(1)
     known = Proximal({}, 0.1)
-    unknown: list[Any] = [Distance({}), Doubled({}, 0.1)]
+    unknown: list[Any] = [Distance({}), Doubled({}, 0.1), Halved(nothing, nothing, 0.1)]
     cases: list[tuple[str, list[Any], type]] = [
         ("mlp", [], ByHand), ("mlp", [known], ByHand), ("custom", [], ByAutograd),
+        ("custom", [Alignment(nothing, nothing, 0.1)], ByAutograd),
         *(("mlp", [known, term], ByAutograd) for term in unknown),
     ]  # fmt: skip
     for model, terms, kind in cases:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from fedmoe.data import Task
 from fedmoe.data.federation import Ints
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters, RouterLosses
-from fedmoe.models.experts import perceptron
+from fedmoe.models.expert import Expert
 from fedmoe.models.routers import SoftmaxRouter
 from fedmoe.schema import TrainingConfig
 from fedmoe.training.batches import make_schedule
@@ -58,7 +58,7 @@ def make_model(name: str) -> nn.Module:
         return Mlp(D, (HIDDEN,), OUT)
     if name == "moe":
         return MixtureOfExperts(
-            D, OUT, experts=perceptron(D, (HIDDEN,), OUT), num_experts=EXPERTS,
+            D, OUT, experts=Expert(0, hidden=(HIDDEN,)).times(EXPERTS),
             router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
         )  # fmt: skip
     return Scaled()
