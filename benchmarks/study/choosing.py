@@ -1,5 +1,6 @@
 """Choosing configurations: by validation data of the tuning seeds, never by test data."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -23,14 +24,18 @@ def choose(runs: Sequence[Run], records: Records) -> dict[Cell, Words]:
 
 
 def best(tried: Mapping[Words, Sequence[Outcome]]) -> Words:
-    """The configuration with the highest mean validation accuracy; the first of equals.
+    """The configuration with the highest mean validation accuracy.
 
-    One of which a run failed is worse than any of which none did.
+    Among equals, which are many where there are few samples, the one with the lowest mean
+    validation loss; then the first. One of which a run failed is worse than any of which none did.
     """
 
-    def worth(configuration: Words) -> tuple[int, float]:
-        accuracies = [outcome.validation for outcome in tried[configuration]]
-        there = [accuracy for accuracy in accuracies if accuracy is not None]
-        return len(there) - len(accuracies), fmean(there) if there else 0.0
+    def worth(configuration: Words) -> tuple[int, float, float]:
+        outcomes = tried[configuration]
+        accuracies = [one.validation for one in outcomes if one.validation is not None]
+        losses = [math.inf if one.validation_loss is None else one.validation_loss
+                  for one in outcomes]  # fmt: skip
+        accuracy = fmean(accuracies) if accuracies else 0.0
+        return len(accuracies) - len(outcomes), accuracy, -fmean(losses)
 
     return max(tried, key=worth)

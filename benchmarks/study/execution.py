@@ -124,6 +124,7 @@ def outcome_of(
     each = clients * len(rounds)
     return Outcome(
         validation=course[-1].validation,
+        validation_loss=own_loss(rounds[-1]["validation"]),
         last=scores_of(summary["final"]),
         best=scores_of(summary["best"]),
         best_round=summary["best"]["round"],
@@ -157,6 +158,13 @@ def own_accuracy(scores: dict[str, Any] | None) -> float | None:
     found = scores_of(scores or {})
     own = found.get("personalised") or found.get("global")
     return own.mean if own else None
+
+
+def own_loss(scores: dict[str, Any]) -> float | None:
+    """Mean loss of the same model; `None` if it is not a number."""
+    own = scores.get("personalised") or scores.get("global") or {}
+    loss = own.get("loss", {}).get("mean")
+    return None if loss is None or loss != loss else float(loss)
 
 
 def scores_of(scores: dict[str, Any]) -> dict[str, Score]:

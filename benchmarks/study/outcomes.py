@@ -45,6 +45,7 @@ class Outcome:
     Attributes:
         reason: why it failed; `None` if it did not.
         validation: accuracy of the method's own model after the last round.
+        validation_loss: its mean loss on the same samples, in nats.
         last: test scores after the last round, of the models that there are: `global` and
             `personalised`.
         best: the same of the round that was best on validation data.
@@ -57,6 +58,7 @@ class Outcome:
 
     reason: str | None = None
     validation: float | None = None
+    validation_loss: float | None = None
     last: dict[str, Score]
     best: dict[str, Score]
     best_round: int | None = None

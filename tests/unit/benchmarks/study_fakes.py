@@ -10,6 +10,7 @@ def outcome(
     test: float,
     validation: float | None = None,
     *,
+    loss: float | None = 1.0,
     which: str = "personalised",
     alive: Sequence[float] | None = None,
     dead: int = 0,
@@ -18,7 +19,8 @@ def outcome(
     last = {which: Score(test, test / 2, 0.1)}
     judged = test if validation is None else validation
     return Outcome(
-        validation=judged, last=last, best=last, best_round=5, up=100.0, down=200.0,
+        validation=judged, validation_loss=loss, last=last, best=last, best_round=5,
+        up=100.0, down=200.0,
         course=[Point(5, 300.0, judged / 2, test / 2), Point(10, 600.0, judged, test)],
         routing=None if alive is None else {"load": list(alive), "dead_experts": dead},
         seconds=0.1,

@@ -71,6 +71,16 @@ def test_a_configuration_that_failed_once_is_worse_than_any_that_did_not() -> No
     assert best({**tried, ("two",): [failed, failed]}) == ("worse",)
 
 
+def test_among_equals_the_lowest_loss_decides() -> None:
+    tried: dict[Words, list[Outcome]] = {
+        ("a",): [outcome(0.5, loss=None), outcome(0.5, loss=0.1)],
+        ("b",): [outcome(0.5, loss=0.4), outcome(0.5, loss=0.2)],
+        ("c",): [outcome(0.5, loss=0.1), outcome(0.5, loss=0.6)],
+        ("d",): [outcome(0.4, loss=0.0), outcome(0.5, loss=0.0)],
+    }
+    assert best(tried) == ("b",)
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_first_of_equals(number: int) -> None:
     tried: dict[Words, list[Outcome]] = {

@@ -11,6 +11,7 @@ from study_fakes import execute, execute_or_fail, forbidden, outcome
 from benchmarks.study.execution import (
     execute_run,
     outcome_of,
+    own_loss,
     run_all,
     scores_of,
     training_traffic,
@@ -101,6 +102,8 @@ def test_what_is_kept_of_a_real_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert [point.round for point in found.course] == [2, 4]
     assert found.course[-1].test == found.last["personalised"].mean
     assert found.course[-1].validation == found.validation
+    assert found.validation_loss is not None
+    assert 0 < found.validation_loss < 2
     assert found.course[1].bytes == pytest.approx(4 * (found.up + found.down))
     # 2 x 50 weights and 2 biases, in four bytes each, and what is said besides.
     assert 408 < found.down < 1000
@@ -154,6 +157,13 @@ def test_scores_without_all_clients_or_that_are_no_numbers_are_failures() -> Non
     assert "2 clients" in (outcome_of(summary_of(lines, missing=2), lines, 1.0).reason or "")
     lines = [line(1, (2, 4), 0.5), line(2, (2, 4), float("nan"))]
     assert "finite" in (outcome_of(summary_of(lines), lines, 1.0).reason or "")
+
+
+def test_loss_is_that_of_the_same_model() -> None:
+    both = {"global": {"loss": {"mean": 1.0}}, "personalised": {"loss": {"mean": 2.0}}}
+    assert own_loss(both) == 2.0
+    assert own_loss({**both, "personalised": None}) == 1.0
+    assert own_loss({"global": {"loss": {"mean": float("nan")}}}) is None
 
 
 def test_a_model_without_numbers_has_no_score() -> None:
