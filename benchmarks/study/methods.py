@@ -91,7 +91,7 @@ _LONG: dict[Family, Words] = {
 _ALL = [
     _strategy("local"),
     _strategy("fedavg"),
-    _strategy("fedavg_finetune", "strategy.finetune_epochs", (5, 20)),
+    _strategy("fedavg_finetune", "strategy.finetune_epochs", (1, 20)),
     _strategy("fedprox", "strategy.proximal_mu", (0.01, 0.1)),
     _strategy("fedadam", "strategy.eta", (0.01, 0.03)),
     _strategy(
