@@ -112,7 +112,9 @@ class PlainFedMoE:
         bias = self.class_bias(client)
         return [with_bias(own, bias) for own in cloned(self.experts)]
 
-    def fit(self, client: int, experts: Experts, start: list[float], strength: float) -> list[float]:
+    def fit(
+        self, client: int, experts: Experts, start: list[float], strength: float
+    ) -> list[float]:
         """Generalised EM on the training data."""
         held, samples = self.held(), self.clients.samples(client)
         prior = normal(start)
@@ -136,9 +138,7 @@ class PlainFedMoE:
         held = self.held()
 
         def predict(x: Tensor) -> Tensor:
-            raised = [
-                (self.scores(x, gate, e) + b).exp() for e, b in zip(held, prior, strict=True)
-            ]
+            raised = [(self.scores(x, gate, e) + b).exp() for e, b in zip(held, prior, strict=True)]
             shares = [one / total(raised) for one in raised]
             outs = [answer(experts[e], x) for e in held]
             if not self.is_classes:
@@ -232,7 +232,9 @@ class PlainFedMoE:
         for place, e in enumerate(self.held()):
             weighted = [(mass[place], own[e]) for _, mass, own, _ in trained]
             self.experts[e] = mean(weighted)  # type: ignore[arg-type]
-            rows = [(mass[place], {n: v[e] for n, v in gate.items()}) for _, mass, _, gate in trained]
+            rows = [
+                (mass[place], {n: v[e] for n, v in gate.items()}) for _, mass, _, gate in trained
+            ]
             for name, value in mean(rows).items():  # type: ignore[arg-type]
                 self.gate[name][e] = value
         if self.split or round < self.config.warm_up_rounds:
