@@ -193,23 +193,22 @@ class PlainAssignment:
 
     def choose(self, nodes: Sequence[int], number: int, explore: bool) -> list[list[int]]:
         self.order += [node for node in nodes if node not in self.order]
-        chosen = []
-        for node in nodes:
-            row, everyone = self.order.index(node), range(self.experts)
-            never = [e for e in everyone if (node, e) not in self.last]
-            oldest = min(everyone, key=lambda e: (self.last.get((node, e), 0), e))
-            first = set(never) if explore else set[int]()
-            if explore and number % 5 == 0:
-                first.add(oldest)
+        return [self.choose_for(node, number, explore) for node in nodes]
 
-            def rank(e: int) -> tuple[float, int]:
-                turn = (e - row) % self.experts
-                if e in first:
-                    return -np.inf, turn
-                return (np.inf if e in never else -self.fit[node, e]), turn
+    def choose_for(self, node: int, number: int, explore: bool) -> list[int]:
+        row, everyone = self.order.index(node), range(self.experts)
+        never = [e for e in everyone if (node, e) not in self.last]
+        first = set(never) if explore else set[int]()
+        if explore and number % 5 == 0:
+            first.add(min(everyone, key=lambda e: (self.last.get((node, e), 0), e)))
 
-            chosen.append(sorted(sorted(everyone, key=rank)[: self.held]))
-        return chosen
+        def rank(e: int) -> tuple[float, int]:
+            turn = (e - row) % self.experts
+            if e in first:
+                return -np.inf, turn
+            return (np.inf if e in never else -self.fit[node, e]), turn
+
+        return sorted(sorted(everyone, key=rank)[: self.held])
 
 
 @pytest.mark.parametrize("held", [1, 2, 4])
