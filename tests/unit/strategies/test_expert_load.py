@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.broadcast import Broadcast
+from fedmoe.messages.seams import RecordType
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import StackedFedAvg, build_strategy
 
@@ -154,7 +155,11 @@ def test_a_malformed_load_is_refused(
     experiment = experiment_of([*ONE_STEP, *STRATEGIES[strategy], *BALANCED])
     config = ConfigRecord({"server-round": 1})
     load = to_record({name: np.asarray(value) for name, value in bad.items()})
-    records = {"arrays": to_record(experiment.shared), "config": config, "expert-load": load}
+    records: dict[str, RecordType] = {
+        "arrays": to_record(experiment.shared),
+        "config": config,
+        "expert-load": load,
+    }
     sent = Broadcast([2, 3], "train", records)
     for reply in InProcessGrid(experiment).send_and_receive(sent):
         assert reply.has_error()

@@ -10,7 +10,7 @@ from mixture_oracle import PlainClients
 from mixture_runs import MODELS, Run, assert_close, run
 from test_mixture_strategies import assert_scores
 
-from fedmoe.clients.algorithms import fedmoe
+from fedmoe.clients.algorithms import fedmoe, mixture
 
 KEPT = "training.reset_optimizer=false"
 SMALL = [
@@ -107,7 +107,7 @@ def test_the_optimisers_state_goes_on_when_the_gate_joins(kept: str) -> None:
 
 def test_perfect_experts_have_no_negative_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares that sum to a little more than 1 are rounding, and no client's fault."""
-    gather = fedmoe.gather_evidence
+    gather = mixture.gather_evidence
 
     def perfect(*arguments: Any) -> Any:
         evidence = gather(*arguments)

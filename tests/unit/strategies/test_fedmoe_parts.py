@@ -328,7 +328,7 @@ def test_what_a_client_says_wrongly_is_its_failure(
     name: str, spoil: Spoil, why: str | None
 ) -> None:
     experiment = experiment_of([*SMALL, "strategy.warm_up_rounds=0"])
-    verdicts, states = [], []
+    verdicts, states = list[dict[int, str]](), list[tuple[Any, float]]()
     for network in (False, True):
         strategy = strategy_of(experiment)
         sent = strategy.configure_train(
@@ -337,6 +337,7 @@ def test_what_a_client_says_wrongly_is_its_failure(
         assert isinstance(sent, Broadcast)
         held = [healthy(sent, client) for client in range(len(SIZES))]
         spoil(held[2])
+        bad = sent.nodes[2]
         replies: Any = columns(sent, held)
         if network:
             replies = [over_network(reply) for reply in replies]
@@ -347,7 +348,7 @@ def test_what_a_client_says_wrongly_is_its_failure(
         verdicts.append(result.failures)
         states.append((strategy.loss_S, strategy.strength))
     mine, theirs = verdicts
-    assert mine.keys() == theirs.keys() == ({sent.nodes[2]} if why else set())
+    assert mine.keys() == theirs.keys() == ({bad} if why else set())
     for failures in verdicts:
         assert all(why is not None and why in reason for reason in failures.values())
     np.testing.assert_allclose(states[0][0], states[1][0])
