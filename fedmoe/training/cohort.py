@@ -10,9 +10,9 @@ Everything happens on the device of the pool, and nothing waits for it before th
 Letters: C clients, n most samples of a client, B batch, S steps, A clients active at a step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Cohort:
         wants_gradient_norms: whether `Trained.mean_grad_C` and `std_grad_C` are to be computed.
         wants_optimizer_state: whether `Trained.optimizer_state` is to be kept.
         frozen: names of parameters that are used but do not move.
+        still: by name, how many rows of a parameter do not move, from the first.
     """
 
     client_C: Ints
@@ -72,6 +73,15 @@ class Cohort:
     wants_gradient_norms: bool = True
     wants_optimizer_state: bool = True
     frozen: frozenset[str] = frozenset()
+    still: Mapping[str, int] = field(default_factory=dict)
+
+    def moving(self, values: Parameters) -> Parameters:
+        """What moves of the parameters, or of their gradient; views."""
+        return {
+            name: value[:, self.still[name] :] if name in self.still else value
+            for name, value in values.items()
+            if name not in self.frozen
+        }
 
     def take(self, index: Ints, params: Parameters) -> "Cohort":
         """The chosen clients, in that order, on the device of the given parameters."""
@@ -207,7 +217,7 @@ class _Trainer:
             epochs_C=cohort.epochs_C, batch_size=self.batch_size, seed=cohort.seed,
             round=cohort.round,
         )  # fmt: skip
-        moving = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
+        moving = cohort.moving(cohort.params)
         state = cohort.optimizer_state
         if state is None:
             state = self.optimizer.initial_state(moving)
@@ -231,8 +241,8 @@ class _Trainer:
             weight = weight_SCB[step, :active, :width]
             batch = Batch(x, target, weight, key_SC[step, :active], federation)
             loss_SC[step, :active], gradient = self.differentiate(views, batch)
-            if norm_SC is not None or cohort.frozen:
-                found = Found({n: g for n, g in gradient.tensors().items() if n in moves})
+            if norm_SC is not None or cohort.frozen or cohort.still:
+                found = Found(cohort.moving(gradient.tensors()))
                 gradient = found
                 if norm_SC is not None:
                     norm_SC[step, :active] = found.norm_C()
