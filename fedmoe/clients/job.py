@@ -3,7 +3,7 @@
 Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -203,24 +203,31 @@ class Job:
             experts: (C, M) which experts `params` holds; those that were sent if `None`.
             still: by name, how many rows of a parameter do not move, from the first.
         """
-        held, experiment = self.experts if experts is None else experts, self.experiment
-        cohort = replace(self._cohort(params, epochs, terms), frozen=frozen, still=still)
-        if not experiment.config.training.reset_optimizer:
-            state = self._optimizer_state(optimizer, cohort, held)
-            cohort = replace(cohort, optimizer_state=state, wants_optimizer_state=True)
+        held = self.experts if experts is None else experts
+        cohort = self._cohort(params, epochs, frozen, terms, optimizer, held)
+        experiment = self.experiment
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
-                experiment.config.training, cohort, experiment.router_losses,
+                experiment.config.training, replace(cohort, still=still),
+                experiment.router_losses,
             )  # fmt: skip
-        kept = trained.optimizer_state
-        if held is not None and kept:
-            whole = self.own(optimizer, self._fresh_state(cohort, held))
-            kept = with_state(whole, held, kept)
-        self.keep(optimizer, kept)
+        state = trained.optimizer_state
+        if held is not None and state:
+            fresh = self._fresh_state(params.keys() - frozen)
+            state = with_state(self.own(optimizer, fresh), held, state)
+        self.keep(optimizer, state)
         return trained
 
-    def _cohort(self, params: Parameters, epochs: int | None, terms: Sequence[Term]) -> Cohort:
+    def _cohort(
+        self,
+        params: Parameters,
+        epochs: int | None,
+        frozen: frozenset[str],
+        terms: Sequence[Term],
+        optimizer: str,
+        held: Tensor | None,
+    ) -> Cohort:
         config, request, count = self.experiment.config.training, self.request, len(self.clients)
         wide = self.each(params)
         asked, prior, insight = list[Term](), None, False
@@ -228,6 +235,8 @@ class Job:
             asked = guided_terms(self.experiment, request, self.samples, wide)
             prior = guided_prior(self.experiment, request, self.samples.count_C)
             insight = request.settings.payloads is not None
+        moving = wide.keys() - frozen
+        goes_on = not config.reset_optimizer
         return Cohort(
             client_C=self.clients,
             rows_Cn=self.samples.rows_Cn,
@@ -237,28 +246,29 @@ class Job:
             round=request.settings.round,
             epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
             lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
+            optimizer_state=self._optimizer_state(optimizer, moving, held) if goes_on else None,
             terms=[*asked, *terms],
             prior=prior,
             wants_gradient_norms=insight,
-            wants_optimizer_state=False,
+            wants_optimizer_state=goes_on,
+            frozen=frozen,
         )
 
-    def _optimizer_state(self, key: str, cohort: Cohort, held: Tensor | None) -> Parameters | None:
+    def _optimizer_state(
+        self, key: str, moving: Set[str], held: Tensor | None
+    ) -> Parameters | None:
         """What the clients go on from; `None` if all begin."""
-        found = self.states.read(key, self.clients, self._fresh_state(cohort, held))
+        found = self.states.read(key, self.clients, self._fresh_state(moving))
         if found is None:
             return None
         found = {n: value.to(self.experiment.device) for n, value in found.items()}
         return found if held is None else held_state(found, held)
 
-    def _fresh_state(self, cohort: Cohort, held: Tensor | None) -> Parameters:
-        """The optimiser's, (1, ...); where only some experts are held, as for all of them."""
-        params = {name: value[:1] for name, value in cohort.params.items()}
-        if held is not None:
-            initial = self.experiment.initial
-            params = {name: initial[name][None].to(self.experiment.device) for name in params}
-        optimizer = make_optimizer(self.experiment.config.training)
-        return optimizer.initial_state(cohort.moving(params))
+    def _fresh_state(self, moving: Set[str]) -> Parameters:
+        """The optimiser's, for some of the model's parameters with all experts; (1, ...)."""
+        initial = self.experiment.initial
+        whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
+        return make_optimizer(self.experiment.config.training).initial_state(whole)
 
     def score(self, params: Parameters, part: Part) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data."""

@@ -76,12 +76,13 @@ class Cohort:
     still: Mapping[str, int] = field(default_factory=dict)
 
     def moving(self, values: Parameters) -> Parameters:
-        """What moves of the parameters, or of their gradient; views."""
-        return {
-            name: value[:, self.still[name] :] if name in self.still else value
-            for name, value in values.items()
-            if name not in self.frozen
-        }
+        """What moves of the parameters, of their gradient or of the optimiser's state: views."""
+        moving = {n: v for n, v in values.items() if n not in self.frozen}
+        for name, rows in self.still.items():
+            for own in moving:
+                if own == name or own.endswith(f".{name}"):  # as in momentum.NAME
+                    moving[own] = moving[own][:, rows:]
+        return moving
 
     def take(self, index: Ints, params: Parameters) -> "Cohort":
         """The chosen clients, in that order, on the device of the given parameters."""
@@ -217,10 +218,11 @@ class _Trainer:
             epochs_C=cohort.epochs_C, batch_size=self.batch_size, seed=cohort.seed,
             round=cohort.round,
         )  # fmt: skip
-        moving = cohort.moving(cohort.params)
         state = cohort.optimizer_state
         if state is None:
-            state = self.optimizer.initial_state(moving)
+            params = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
+            state = self.optimizer.initial_state(params)
+        moving, moving_state = cohort.moving(cohort.params), cohort.moving(state)
         like = next(iter(cohort.params.values()))
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
@@ -233,8 +235,8 @@ class _Trainer:
         for step, (now, width) in enumerate(zip(schedule.active_S, width_S, strict=True)):
             if now != active:
                 active = int(now)
-                views, state_views = take_first(cohort.params, active), take_first(state, active)
-                moves = take_first(moving, active)
+                views, moves = take_first(cohort.params, active), take_first(moving, active)
+                state_views = take_first(moving_state, active)
                 if cohort.federation is not None:
                     federation = FederationLoad(*(v[:active] for v in cohort.federation))
             x, target = self.pool.batch(rows_SCB[step, :active, :width])

@@ -1,6 +1,7 @@
 """Mixtures change results where they are made for it: small runs against the baselines."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federation_runs import QUIET, run
@@ -25,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def accuracy(words: list[str], strategy: str, folder: Path) -> float:
     """Test accuracy of the clients' own models, or of the only one; mean of two seeds."""
-    found = []
+    found = list[float]()
     for seed in (0, 1):
         path = folder / f"{strategy.replace(' ', '+')}-{len(words)}-{seed}"
-        final = run([*words, *f"strategy={strategy}".split()], path, f"seed={seed}")["final"]
+        final: Any = run([*words, *f"strategy={strategy}".split()], path, f"seed={seed}")["final"]
         found.append((final["personalised"] or final["global"])["accuracy"]["mean"])
     return sum(found) / len(found)
 

@@ -64,7 +64,9 @@ class LocalGlobal(LocalAlgorithm):
     @override
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train the global expert alone, and the other parts beside it as it was received."""
-        alone = job.train(self.shared_model(job)).params  # a gate of one has no gradient
+        first_C1 = torch.zeros(len(job.clients), 1, dtype=torch.int64, device=job.experiment.device)
+        # A gate of one has no gradient.
+        alone = job.train(self.shared_model(job), experts=first_C1).params
         shared = {name: value for name, value in alone.items() if name.startswith("experts.")}
         mixed = job.train(start, still=dict.fromkeys(shared, 1), optimizer=LOCAL_OPTIMIZER)
         _, private = self.split(job.experiment.model, mixed.params)
