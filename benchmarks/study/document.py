@@ -84,7 +84,8 @@ def write_documents(
 
 
 def _provenance(plan: Plan, command: Sequence[str]) -> list[str]:
-    configurations = max(len(plan.candidates(name)) for name in plan.tuned) if plan.tuned else 0
+    cells = [(setting, name) for setting in plan.settings for name in plan.tuned]
+    configurations = max((len(plan.candidates(*cell)) for cell in cells), default=0)
     tuning = (
         f"Tuned on validation data: {configurations} configurations of each method in each "
         f"setting, {_seeds(plan.tuning_seeds)}; they see other data than the table, which is of "

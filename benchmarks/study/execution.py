@@ -85,7 +85,7 @@ def execute_run(words: Sequence[str]) -> Outcome | None:
     from fedmoe.simulations import run_experiment
     from fedmoe.tracking import RunDirectory
 
-    began = time.perf_counter()
+    began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="fedmoe-study-") as folder:
         path = Path(folder, "run")
         try:
@@ -94,9 +94,9 @@ def execute_run(words: Sequence[str]) -> Outcome | None:
         except KeyboardInterrupt:
             return None
         except FedmoeError as error:
-            return Outcome.failed(str(error), time.perf_counter() - began)
+            return Outcome.failed(str(error), time.process_time() - began)
         rounds = RunDirectory.reopen(path).read_lines("metrics.jsonl")
-    return outcome_of(summary, rounds, time.perf_counter() - began)
+    return outcome_of(summary, rounds, time.process_time() - began)
 
 
 def outcome_of(

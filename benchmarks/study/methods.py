@@ -7,10 +7,19 @@ from typing import Literal
 from benchmarks.study.settings import Family
 
 OURS = "fedmoe"
-# A method without a main parameter of its own gets the six rates, another three for each of two
-# values of its own.
-RATES = (0.05, 0.15, 0.3, 0.5, 1.0, 1.5)
-FEW_RATES = (0.15, 0.5, 1.0)
+# A method without a main parameter of its own gets six rates, another three of them for each of
+# two values of its own. Images are learnt with momentum, with which larger steps diverge.
+_IMAGE_RATES = (0.03, 0.1, 0.2, 0.3, 0.5, 0.8)
+RATES: dict[Family, tuple[float, ...]] = {
+    "synthetic": (0.05, 0.15, 0.3, 0.5, 1.0, 1.5),
+    "digits": _IMAGE_RATES,
+    "mnist5k": _IMAGE_RATES,
+}
+FEW_RATES: dict[Family, tuple[float, ...]] = {
+    "synthetic": (0.15, 0.5, 1.5),
+    "digits": (0.1, 0.3, 0.5),
+    "mnist5k": (0.1, 0.3, 0.5),
+}
 Words = tuple[str, ...]
 
 
@@ -45,11 +54,11 @@ class Method:
         """What it is, apart from what is tuned."""
         return (*self.words, *self.by_family.get(family, ()))
 
-    def configurations(self) -> list[Words]:
+    def configurations(self, family: Family) -> list[Words]:
         """What it may be run with, the same number for each method that is tuned."""
         if not self.is_tuned:
             return [self.fixed] if self.fixed else []
-        rates = FEW_RATES if self.own else RATES
+        rates = (FEW_RATES if self.own else RATES)[family]
         values: list[Words] = [(one,) for one in self.own] or [()]
         return [(f"training.learning_rate={rate}", *own) for own in values for rate in rates]
 
@@ -89,7 +98,7 @@ _ALL = [
         "ditto", "strategy.proximal_lambda", (0.03, 0.3),
         "strategy.personal_epochs=${training.epochs}",
     ),
-    _strategy("fedrep", "strategy.head_epochs", (5, 15)),
+    _strategy("fedrep", "strategy.head_epochs", (5, 10)),
     _strategy("fedproto", "strategy.prototype_lambda", (0.1, 1.0)),
     _strategy("insight", "meta_learner.prototype_strength", (0.5, 2.0)),
     _strategy("local_global"),

@@ -52,7 +52,7 @@ class Outcome:
         up, down: bytes that a client sends and gets in a round of training, on average.
         course: the evaluated rounds.
         routing: what the router did in the last round, where there is one.
-        seconds: that the run took.
+        seconds: of a core that the run took.
     """
 
     reason: str | None = None

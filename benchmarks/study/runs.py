@@ -67,9 +67,9 @@ class Plan:
         named = [METHODS[name].like or name for name in self.methods]
         return [name for name in METHODS if name in named and METHODS[name].is_tuned]
 
-    def candidates(self, method: str) -> list[Words]:
+    def candidates(self, setting: str, method: str) -> list[Words]:
         """The configurations to choose among, evenly from the method's list if not all."""
-        every = METHODS[method].configurations()
+        every = METHODS[method].configurations(SETTINGS[setting].family)
         if self.configurations is None or self.configurations >= len(every):
             return every
         step = len(every) / self.configurations
@@ -81,7 +81,7 @@ class Plan:
             self.run(setting, method, configuration, seed, (_LAST_ROUND_ONLY,))
             for setting in self.settings
             for method in self.tuned
-            for configuration in self.candidates(method)
+            for configuration in self.candidates(setting, method)
             for seed in self.tuning_seeds
         ]
 

@@ -151,7 +151,8 @@ def train_cohort(
     order = np.lexsort((-cohort.count_C, -steps_C))
     index = torch.from_numpy(order).to(pool.device)
     params = {name: copy_rows(value, index) for name, value in cohort.params.items()}
-    most = capacity(params, pool, config.batch_size, config.cohort_size)
+    samples = min(config.batch_size, int(cohort.count_C.max(initial=1)))
+    most = capacity(params, pool, samples, config.cohort_size)
     draws: AbstractContextManager[None] = nullcontext()
     if not isinstance(model, StackedModule) or model.draws:
         draws = _seeded(cohort, pool.device)

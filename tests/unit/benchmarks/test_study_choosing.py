@@ -29,7 +29,7 @@ def test_choice_is_that_of_a_loop_over_validation_accuracies(tmp_path: Path) -> 
     }  # the random router takes over what is chosen for fedmoe, which has to be tuned for it
     for (setting, method), configuration in chosen.items():
         means = {}
-        for tried in PLAN.candidates(method):
+        for tried in PLAN.candidates(setting, method):
             total = 0.0
             for run in runs:
                 if (run.setting, run.method, run.configuration) == (setting, method, tried):

@@ -19,11 +19,15 @@ FIRST = {family: next(s for s in SETTINGS if SETTINGS[s].family == family) for f
 
 
 def test_every_tuned_method_tries_as_many_configurations() -> None:
-    budget = {name: len(WHOLE.candidates(name)) for name in WHOLE.tuned}
+    budget = {
+        (setting, name): len(WHOLE.candidates(setting, name))
+        for setting in SETTINGS
+        for name in WHOLE.tuned
+    }
     assert set(budget.values()) == {6}
-    assert {name for name in METHODS if METHODS[name].role != "control"} <= set(budget)
+    assert {name for name in METHODS if METHODS[name].role != "control"} <= set(WHOLE.tuned)
     counts = Counter((run.setting, run.method) for run in WHOLE.tuning_runs())
-    assert counts == {(s, m): 6 for s in SETTINGS for m in budget}
+    assert counts == budget
 
 
 def test_all_strategies_of_fedmoe_are_there() -> None:
@@ -42,30 +46,31 @@ def test_all_strategies_of_fedmoe_are_there() -> None:
 
 def test_configurations_are_distinct() -> None:
     for method in METHODS.values():
-        configurations = method.configurations()
+        configurations = method.configurations("digits")
         assert len(set(configurations)) == len(configurations)
 
 
 def test_fewer_candidates_are_taken_evenly() -> None:
     few = Plan(settings=("iid",), methods=("ifca",), seeds=(0,), tuning_seeds=(100,),
                configurations=2)  # fmt: skip
-    assert few.candidates("ifca") == [
-        ("training.learning_rate=0.5", "strategy.num_clusters=3"),
-        ("training.learning_rate=0.5", "strategy.num_clusters=4"),
+    assert few.candidates("iid", "ifca") == [
+        ("training.learning_rate=0.3", "strategy.num_clusters=3"),
+        ("training.learning_rate=0.3", "strategy.num_clusters=4"),
     ]
-    assert few.candidates("fedavg") == [
-        ("training.learning_rate=0.15",), ("training.learning_rate=1.0",),
-    ]  # fmt: skip
+    assert few.candidates("iid", "fedavg") == [
+        ("training.learning_rate=0.1",),
+        ("training.learning_rate=0.5",),
+    ]
 
 
 def test_the_table_is_of_other_seeds_than_the_tuning() -> None:
-    chosen = {(s, m): WHOLE.candidates(m)[0] for s in SETTINGS for m in WHOLE.tuned}
+    chosen = {(s, m): WHOLE.candidates(s, m)[0] for s in SETTINGS for m in WHOLE.tuned}
     table, tuning = WHOLE.table_runs(chosen), WHOLE.tuning_runs()
     seeds = [{word for run in runs for word in run.words if word.startswith("seed=")}
              for runs in (table, tuning)]  # fmt: skip
     assert not seeds[0] & seeds[1]
     assert len(table) == len(SETTINGS) * len(METHODS) * 5
-    assert all(run.configuration in WHOLE.candidates(run.method)
+    assert all(run.configuration in WHOLE.candidates(run.setting, run.method)
                for run in table if METHODS[run.method].is_tuned)  # fmt: skip
 
 
@@ -80,7 +85,8 @@ def test_controls_take_over_or_keep_their_configuration() -> None:
 
 
 def config_of(setting: str, method: str, number: int = 0) -> ExperimentConfig:
-    configurations = METHODS[method].configurations() or [("training.learning_rate=0.5",)]
+    family = SETTINGS[setting].family
+    configurations = METHODS[method].configurations(family) or [("training.learning_rate=0.5",)]
     chosen = configurations[number % len(configurations)]
     return load_config(WHOLE.run(setting, method, chosen, 3).words)
 

@@ -1,6 +1,7 @@
 # Training of a cohort against training of each client alone; see training_oracle.py.
 from dataclasses import replace
 from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -163,6 +164,17 @@ def test_one_row_for_everybody_is_a_broadcast() -> None:
     for name, value in trained[1].params.items():
         assert torch.equal(trained[0].params[name], value)
         assert not torch.equal(value[0], value[1])
+
+
+@pytest.mark.parametrize("batch_size", [4, 10**9])
+def test_a_batch_of_all_samples_is_no_larger_than_they_are(batch_size: int) -> None:
+    setup = Setup(model="linear", config=make_config(batch_size=batch_size), counts=[9] * 5,
+                  epochs=[1] * 5)  # fmt: skip
+    with mock.patch("fedmoe.training.cohort._Trainer.train", autospec=True) as trainer:
+        trainer.side_effect = ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            train(setup, setup.cohort())
+    assert len(trainer.call_args.args[1].client_C) == 5
 
 
 def test_a_client_without_epochs_keeps_its_model_and_state() -> None:
