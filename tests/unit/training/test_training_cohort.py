@@ -168,8 +168,10 @@ def test_one_row_for_everybody_is_a_broadcast() -> None:
 
 @pytest.mark.parametrize("batch_size", [4, 10**9])
 def test_a_batch_of_all_samples_is_no_larger_than_they_are(batch_size: int) -> None:
-    setup = Setup(model="linear", config=make_config(batch_size=batch_size), counts=[9] * 5,
-                  epochs=[1] * 5)  # fmt: skip
+    setup = Setup(
+        model="linear", kind="classification", config=make_config(batch_size=batch_size),
+        counts=[9] * 5, epochs=[1] * 5,
+    )  # fmt: skip
     with mock.patch("fedmoe.training.cohort._Trainer.train", autospec=True) as trainer:
         trainer.side_effect = ZeroDivisionError
         with pytest.raises(ZeroDivisionError):
