@@ -3,8 +3,8 @@
 Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,6 +34,8 @@ from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Term
 from fedmoe.training.watch import RouterWatch
+
+_NOTHING: Mapping[str, int] = {}
 
 
 @dataclass
@@ -206,6 +208,7 @@ class Job:
         prior: Prior | None = None,
         optimizer: str | None = OPTIMIZER,
         experts: Tensor | None = None,
+        still: Mapping[str, int] = _NOTHING,
     ) -> Trained:
         """Train models on the clients' training data as the configuration says.
 
@@ -218,6 +221,7 @@ class Job:
             optimizer: under which key the optimiser's state is kept, where it is kept; `None`
                 for one that begins afresh and is not kept.
             experts: (C, M) which experts `params` holds; those that were sent if `None`.
+            still: by name, how many rows of a parameter do not move, from the first.
         """
         held = self.experts if experts is None else experts
         experiment = self.experiment
@@ -226,7 +230,8 @@ class Job:
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
-                experiment.config.training, cohort, experiment.router_losses,
+                experiment.config.training, replace(cohort, still=still),
+                experiment.router_losses,
             )  # fmt: skip
         if kept is not None and trained.optimizer_state:
             state = trained.optimizer_state

@@ -70,7 +70,7 @@ class EvaluateRequest:
 
     Attributes:
         clients: (C,) the clients' partitions.
-        settings: the same for all; only the round matters.
+        settings: the same for all; the round and the strength of priors matter.
         params: as in `TrainRequest`; without any, the clients' own models are scored.
         experts: as in `TrainRequest`.
     """

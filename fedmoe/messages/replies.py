@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
 from fedmoe.messages import words
-from fedmoe.messages.arrays import CohortRecord, Numbers, Stack, gather, tensors_of
+from fedmoe.messages.arrays import Numbers, Stack, gather, tensors_of
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.on_demand import MessagesOnDemand
 from fedmoe.messages.parts import Part, example_weights, weighted_sum
@@ -121,14 +121,14 @@ class Replies(MessagesOnDemand):
         if len(self.parts) == 1 and not self.plain:
             part, stack = self.parts[0], cast(Stack, self.parts[0].records[key])
             return (stack if self._in_order(part) else stack.take(part.rows.argsort())).tensors
-        records: list[ArrayRecord] = [ArrayRecord()] * len(self)
-        for part in self.parts:
-            stack = cast(Stack, part.records[key])
-            for place, row in enumerate(part.rows.tolist()):
-                records[row] = CohortRecord(stack, place)
-        for row, message in self.plain.items():
-            records[row] = message.content.array_records[key]
-        return gather(records)
+        pieces = [(part.rows, cast(Stack, part.records[key]).tensors) for part in self.parts]
+        if self.plain:
+            records = [message.content.array_records[key] for message in self.plain.values()]
+            pieces.append((np.fromiter(self.plain, dtype=np.int64), gather(records)))
+        if not pieces:
+            return {}
+        order = torch.from_numpy(np.concatenate([rows for rows, _ in pieces]).argsort())
+        return {name: torch.cat([own[name] for _, own in pieces])[order] for name in pieces[0][1]}
 
     def numbers(self, key: str = words.METRICS) -> Numbers:
         """The clients' numbers of one record, (C,) by name; those names that all have."""

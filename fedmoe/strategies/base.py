@@ -138,7 +138,7 @@ class StackedFedAvg(FedAvg):
         if not columns:
             return None, None
         merged = self.merge(columns) if self.has_global_model else None
-        self.load = self._mean_load(columns)
+        self.load = self._mean_load(columns, merged)
         record = None if merged is None else lazy_record(merged)
         return record, self.mean_metrics(columns)
 
@@ -149,15 +149,21 @@ class StackedFedAvg(FedAvg):
         """
         return replies.mean(self.weights(replies), self.arrayrecord_key)
 
-    def _mean_load(self, replies: Replies) -> Parameters:
+    def _mean_load(self, replies: Replies, merged: Parameters | None) -> Parameters:
         """How the federation used the experts of a mixture, by number of examples, if told.
 
         The shares that a client tells may be nonsense; each is cut to [0, 1], so that the worst
-        that a client can do is to misrepresent its own samples.
+        that a client can do is to misrepresent its own samples. Where all tell what no client
+        could read, nothing is told back.
         """
         if not replies.has_arrays(words.LOAD):
             return {}
         told = replies.arrays(words.LOAD)
+        shapes = {value.shape[1:] for value in told.values() if value.is_floating_point()}
+        experts = [v for name, v in (merged or {}).items() if name.startswith("experts.")]
+        known = {value.shape[:1] for value in experts} or shapes
+        if told.keys() != {"load", "importance"} or len(shapes) != 1 or shapes != known:
+            return {}
         share_C = torch.from_numpy(example_weights(replies.numbers()[self.weighted_by_key]))
         return {
             name: torch.einsum("c,ce->e", share_C.to(value.dtype), value.cpu().clamp(0, 1))

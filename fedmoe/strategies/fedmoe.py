@@ -76,10 +76,12 @@ class FedMoE(ExpertAveraging):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average, make the experts when it is time, and choose the strength."""
-        columns, tells = Replies.of(replies), self.split
+        columns, tells, was_split = Replies.of(replies), self._wants_strengths, self.split
         merged = super().aggregate_train(server_round, columns)
-        if tells and columns and len(self.strengths) > 1:
+        if tells and columns:
             self._choose_strength(columns)
+        if self.split and not was_split:
+            self.load = {}  # that of a single expert says nothing of those made of it
         return merged
 
     @override
@@ -99,7 +101,9 @@ class FedMoE(ExpertAveraging):
 
     def _choose_strength(self, replies: Replies) -> None:
         told = as_arrays(replies.arrays(words.STRENGTHS))
-        total = max(float(told["examples"].sum()), 1.0)
+        total = float(told["examples"].sum(dtype=np.float64))
+        if not total:
+            return  # nobody has validation data to choose by
         loss_S = told["loss"].sum(axis=0, dtype=np.float64) / total
         before = loss_S if self.loss_S is None else self.loss_S
         self.loss_S = _MEMORY * before + (1 - _MEMORY) * loss_S
@@ -131,7 +135,8 @@ class FedMoE(ExpertAveraging):
 
     @property
     def _wants_strengths(self) -> bool:
-        return self.split and len(self.strengths) > 1
+        several = len(next(iter(self._sent.values()))) > 1
+        return self.split and several and len(self.strengths) > 1
 
     def _strange(self, loss_CS: NDArray[Any], examples_C1: NDArray[Any]) -> NDArray[np.bool_]:
         """Which clients' losses by strength, (C,), cannot be."""

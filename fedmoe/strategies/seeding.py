@@ -9,6 +9,7 @@ cluster.
 Letters: C clients, E experts, P parameters of a model.
 """
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,8 +61,11 @@ def cluster_directions(update_CP: Tensor, num_clusters: int, seed: int) -> NDArr
         seed: of k-means' starts.
     """
     from sklearn.cluster import KMeans  # slow to import, and needed once a run
+    from sklearn.exceptions import ConvergenceWarning
 
     length_C1 = torch.linalg.vector_norm(update_CP, dim=1, keepdim=True).clamp_min(1e-30)
     direction_CP = (update_CP / length_C1).double().cpu().numpy()
     means = KMeans(min(num_clusters, len(direction_CP)), n_init=_STARTS, random_state=seed)
-    return np.asarray(means.fit_predict(direction_CP), dtype=np.int64)
+    with warnings.catch_warnings():  # clients that are all alike are fewer clusters, as is right
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(means.fit_predict(direction_CP), dtype=np.int64)

@@ -10,9 +10,9 @@ Everything happens on the device of the pool, and nothing waits for it before th
 Letters: C clients, n most samples of a client, B batch, S steps, A clients active at a step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Cohort:
         wants_gradient_norms: whether `Trained.mean_grad_C` and `std_grad_C` are to be computed.
         wants_optimizer_state: whether `Trained.optimizer_state` is to be kept.
         frozen: names of parameters that are used but do not move.
+        still: by name, how many rows of a parameter do not move, from the first.
     """
 
     client_C: Ints
@@ -72,6 +73,16 @@ class Cohort:
     wants_gradient_norms: bool = True
     wants_optimizer_state: bool = True
     frozen: frozenset[str] = frozenset()
+    still: Mapping[str, int] = field(default_factory=dict)
+
+    def moving(self, values: Parameters) -> Parameters:
+        """What moves of the parameters, of their gradient or of the optimiser's state: views."""
+        moving = {n: v for n, v in values.items() if n not in self.frozen}
+        for name, rows in self.still.items():
+            for own in moving:
+                if own == name or own.endswith(f".{name}"):  # as in momentum.NAME
+                    moving[own] = moving[own][:, rows:]
+        return moving
 
     def take(self, index: Ints, params: Parameters) -> "Cohort":
         """The chosen clients, in that order, on the device of the given parameters."""
@@ -213,10 +224,11 @@ class _Trainer:
             epochs_C=cohort.epochs_C, batch_size=self.batch_size, seed=cohort.seed,
             round=cohort.round,
         )  # fmt: skip
-        moving = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
         state = cohort.optimizer_state
         if state is None:
-            state = self.optimizer.initial_state(moving)
+            params = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
+            state = self.optimizer.initial_state(params)
+        moving, moving_state = cohort.moving(cohort.params), cohort.moving(state)
         like = next(iter(cohort.params.values()))
         rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
         weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
@@ -232,8 +244,8 @@ class _Trainer:
         for step, (now, width) in enumerate(zip(schedule.active_S, width_S, strict=True)):
             if now != active:
                 active = int(now)
-                views, state_views = take_first(cohort.params, active), take_first(state, active)
-                moves = take_first(moving, active)
+                views, moves = take_first(cohort.params, active), take_first(moving, active)
+                state_views = take_first(moving_state, active)
                 if cohort.federation is not None:
                     federation = FederationLoad(*(v[:active] for v in cohort.federation))
             x, target = self.pool.batch(rows_SCB[step, :active, :width])
@@ -241,8 +253,8 @@ class _Trainer:
             key = None if key_SC is None else key_SC[step, :active]
             batch = Batch(x, target, weight, key, federation)
             loss_SC[step, :active], gradient = self.differentiate(views, batch)
-            if norm_SC is not None or cohort.frozen:
-                found = Found({n: g for n, g in gradient.tensors().items() if n in moves})
+            if norm_SC is not None or cohort.frozen or cohort.still:
+                found = Found(cohort.moving(gradient.tensors()))
                 gradient = found
                 if norm_SC is not None:
                     norm_SC[step, :active] = found.norm_C()

@@ -48,6 +48,10 @@ RUNS: dict[str, list[str]] = {
         *CLASSES, "strategy=local_global", "strategy.fraction_train=0.5",
         "training.reset_optimizer=false",
     ],
+    "fedmoe": [  # resumed after the warm-up, before the gate is trained
+        *MIXTURE, "model=linear", "strategy=fedmoe", "strategy.warm_up_rounds=2",
+        "strategy.gate_from=5", "training.reset_optimizer=false", "strategy.fraction_train=0.5",
+    ],
     "adam": [*CLASSES, "strategy=fedavg", "training=adam"],
     "kept-momentum": [*CLASSES, "strategy=fedavg", "training.reset_optimizer=false"],
     "kept-moments": [

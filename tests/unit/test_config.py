@@ -107,11 +107,19 @@ def test_every_group_has_files() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_validates_and_survives_json(option: str) -> None:
-    config = load_config([option, *REQUIRED.get(option, [])])
+    words = f"+{option}" if option.startswith("experiment/") else option
+    config = load_config([words, *REQUIRED.get(option, [])])
     assert from_json(to_json(config)) == config
     assert "\n" not in to_json(config)
     group, _, name = option.partition("=")
-    if group not in {"experiment", "training", "meta_learner", "tracking", "stopping"}:
+    if group not in {
+        "experiment",
+        "experiment/regimes",
+        "training",
+        "meta_learner",
+        "tracking",
+        "stopping",
+    }:
         assert attrgetter(f"{group.replace('/', '.')}.name")(config) == name
 
 

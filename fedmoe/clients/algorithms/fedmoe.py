@@ -30,6 +30,7 @@ from fedmoe.clients.algorithms.mixture import (
     gather_evidence,
     routed_examples,
 )
+from fedmoe.clients.requests import OPTIMIZER
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.messages.words import EXPERTS, STRENGTHS
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 _ITERATIONS = 5  # EM steps a round; they go on from the last round's prior
 _GATE = frozenset({"router.weight", "router.bias"})
+# Under which the optimiser's state is kept as long as the gate is not trained: a state has rows
+# for what it moves, so that the momentum of experts begins anew when the gate joins them.
+_OPTIMIZER_OF_EXPERTS = "optimizer-of-experts"
 
 
 class FedMoE(LocalAlgorithm):
@@ -98,6 +102,7 @@ class FedMoE(LocalAlgorithm):
         """Fit the prior, then train the experts and the gate."""
         bias_CO = self._class_bias(job)
         params, frozen = with_output_bias(job, start, bias_CO), frozenset[str]()
+        learns_gate = True
         if self.config.gate == "prior":
             found = gather_evidence(job, params)
             params = {**params, PRIOR: self._fit(job, found, params)}
@@ -109,7 +114,10 @@ class FedMoE(LocalAlgorithm):
         else:
             examples_CM = routed_examples(job, params)
         job.tell(EXPERTS, {"index": job.expert_index(params), "examples": examples_CM})
-        trained = job.train(params, frozen=frozen, prior=self._gate_prior(job, params))
+        trained = job.train(
+            params, frozen=frozen, prior=self._gate_prior(job, params),
+            optimizer=OPTIMIZER if learns_gate else _OPTIMIZER_OF_EXPERTS,
+        )  # fmt: skip
         plain = with_output_bias(job, trained.params, None if bias_CO is None else -bias_CO)
         return trained._replace(params=plain)
 
@@ -122,9 +130,11 @@ class FedMoE(LocalAlgorithm):
 
     @override
     def personal_model(self, job: "Job", start: Parameters) -> Parameters | None:
-        params = with_output_bias(job, start, self._class_bias(job))
+        bias_CO = self._class_bias(job)
+        params = with_output_bias(job, start, bias_CO)
         if self.config.gate != "prior":
-            return params
+            is_shared = self.config.gate == "shared" and bias_CO is None
+            return None if is_shared and job.received else params
         return {**params, PRIOR: self._fit(job, gather_evidence(job, params), params)}
 
     def _gate_prior(self, job: "Job", params: Parameters) -> Prior | None:
@@ -167,6 +177,7 @@ class FedMoE(LocalAlgorithm):
         )  # fmt: skip
         gate = held_out.gate_logits_CEn + priors.view(each, count, -1, 1)
         joint = gate.log_softmax(dim=2) + held_out.log_likelihood_CEn
-        loss_SC = -(joint.logsumexp(dim=2) * held_out.real_Cn).sum(dim=2)
+        # Rounded shares may sum to more than 1, and the server believes in no loss below 0.
+        loss_SC = -(joint.logsumexp(dim=2).clamp_max(0) * held_out.real_Cn).sum(dim=2)
         examples_C1 = held_out.real_Cn.sum(dim=1, keepdim=True)
         job.tell(STRENGTHS, {"loss": loss_SC.T.contiguous(), "examples": examples_C1})

@@ -305,7 +305,7 @@ class PlainIfca:
 
 
 class PlainLocalGlobal:
-    """arXiv 2010.02056, section 3: h f_global + (1 - h) f_local, trained together."""
+    """arXiv 2010.02056, section 3: h f_global + (1 - h) f_local, in which f_global is FedAvg's."""
 
     def __init__(self, clients: PlainClients, start: Mapping[str, Tensor]) -> None:
         self.clients = clients
@@ -330,13 +330,15 @@ class PlainLocalGlobal:
         return predict
 
     def round(self, round: int, clients: Sequence[int]) -> None:
-        """Train all three parts, and average the global expert."""
+        """Train the global expert alone, and local expert and gate with it as received."""
         trained = []
         for client in clients:
             shared, local, gate = cloned([self.shared_expert, *self.private[client]])
-            predict = self.mixture(shared, local, gate)
-            leaves = leaves_of([shared, local, gate])
-            self.clients.train(client, round, leaves, error(predict))
+            self.clients.train(client, round, leaves_of([shared]), error(partial(answer, shared)))
+            predict = self.mixture(self.shared_expert, local, gate)
+            self.clients.train(
+                client, round, leaves_of([local, gate]), error(predict), key=("local",)
+            )
             self.private[client] = (local, gate)
             trained.append((self.clients.count(client), shared))
         self.shared_expert = mean(trained)

@@ -130,7 +130,7 @@ def test_one_by_one_is_the_same(strategy: str, words: Sequence[str]) -> None:
     assert mine_scores.keys() == theirs_scores.keys()
     for name, column in theirs_scores.items():
         np.testing.assert_allclose(mine_scores[name], column, rtol=0, atol=1e-5, err_msg=name)
-    for key in ("model", "optimizer"):
+    for key in ("model", "optimizer", "local-optimizer"):
         for client in range(together.experiment.data.num_clients):
             own, same = together.private(client, key), alone.private(client, key)
             assert (own is None) == (same is None)
@@ -237,6 +237,16 @@ def test_one_expert_alone_is_fedavg(strategy: str, words: list[str]) -> None:
                 own[f"{part}-personalised-{measure}"], all_same[f"{part}-global-{measure}"],
                 rtol=0, atol=1e-5,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [[], [KEPT, HALF, "rounds=4"], [REGRESSION]], ids=str)
+def test_the_global_expert_is_fedavg_s(more: list[str]) -> None:
+    """Whatever the clients have of their own besides."""
+    found = run([*STRATEGIES["local_global"], *more])
+    start = {n.removeprefix("experts."): v[0] for n, v in found.experiment.shared.items()}
+    fedavg = run(["strategy=fedavg", *more], start=start)
+    for mine, theirs in zip(found.arrays, fedavg.arrays, strict=True):
+        assert_close({n.removeprefix("experts."): v[0] for n, v in mine.items()}, theirs)
 
 
 # ------------------------------------------------------------------------- what is evaluated
