@@ -118,6 +118,10 @@ class FedMoeConfig(StrategyBase):
         strengths: how many samples spread evenly over the experts a client's prior is held by;
             of several, the federation chooses by its validation data.
         class_strength: the same for a private bias by shares of classes; `None` for no bias.
+        experts_per_client: M experts that a client has room for, at most as many as there are;
+            `None` for all. While there is a single model, everybody holds that.
+        assignment: of these: `fit` (those that fitted a client's data best) or `random` (drawn
+            once for each client, a control).
     """
 
     name: Literal["fedmoe"]
@@ -128,6 +132,8 @@ class FedMoeConfig(StrategyBase):
     gate_decay: NonNegative
     strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     class_strength: Positive | None
+    experts_per_client: Count | None
+    assignment: Literal["fit", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

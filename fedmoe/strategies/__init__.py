@@ -35,8 +35,10 @@ from fedmoe.schema import (
     InsightConfig,
     LocalConfig,
     LocalGlobalConfig,
+    MoeConfig,
     StockConfig,
 )
+from fedmoe.strategies.assignment import ExpertAssignment
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.fedadam import FedAdam
@@ -142,13 +144,26 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
         return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
     if isinstance(chosen, FedMoeConfig):
         strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
-        return {"warm_up_rounds": chosen.warm_up_rounds, "strengths": strengths}
+        return {
+            "warm_up_rounds": chosen.warm_up_rounds,
+            "strengths": strengths,
+            "assignment": _assignment(config, chosen),
+        }
     if isinstance(chosen, IfcaConfig):
         return {
             "starts": _starts(config, chosen, task),
             "restart_rounds": chosen.restart_rounds,
         }
     return {}
+
+
+def _assignment(config: ExperimentConfig, chosen: FedMoeConfig) -> ExpertAssignment | None:
+    """Who holds which experts, where clients have no room for all."""
+    if chosen.experts_per_client is None:
+        return None
+    model = config.model
+    count = model.num_experts if isinstance(model, MoeConfig) else chosen.num_experts
+    return ExpertAssignment(count, chosen.experts_per_client, chosen.assignment, config.seed)
 
 
 def _starts(config: ExperimentConfig, chosen: IfcaConfig, task: Task) -> list[Parameters]:

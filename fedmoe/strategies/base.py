@@ -116,6 +116,11 @@ class StackedFedAvg(FedAvg):
         del nodes
         return None
 
+    def personal_models(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
+        """What each node is sent to evaluate besides the weights and settings."""
+        del nodes
+        return None
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -123,7 +128,9 @@ class StackedFedAvg(FedAvg):
         if self.fraction_evaluate == 0.0:
             return []
         config[words.SERVER_ROUND] = server_round
-        return Broadcast(connected(grid), MessageType.EVALUATE, self._records(arrays, config))
+        nodes, records = connected(grid), self._records(arrays, config)
+        personal = self.personal_models(nodes)
+        return Broadcast(nodes, MessageType.EVALUATE, records, personal=personal)
 
     def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
         weights = {self.arrayrecord_key: arrays} if self.has_global_model else {}

@@ -8,12 +8,14 @@ client routed to the expert, as in FLEX-MoE (arXiv 2512.23070), and not by clien
 Letters: C clients that replied, E experts, M experts that a client was sent or sent back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
@@ -24,9 +26,22 @@ from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.models import Parameters
+from fedmoe.strategies.assignment import ExpertAssignment
 from fedmoe.strategies.base import StackedFedAvg
+from fedmoe.strategies.expert_replies import check_told, wrong_experts, wrong_fit
 
-_ROUNDING = 1.001  # an expert's share of a client's samples may exceed them by so much
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was sent to train in a round.
+
+    Attributes:
+        row_of: by node, its row.
+        index_CM: which experts.
+    """
+
+    row_of: dict[int, int]
+    index_CM: NDArray[np.int64]
 
 
 def merge_experts(
@@ -64,30 +79,81 @@ class ExpertAveraging(StackedFedAvg):
     """FedAvg's sampling, and each expert averaged by those who used it.
 
     A reply holds, besides the arrays, a record `experts`: `index` (M,), whole, which experts its
-    arrays are, and `examples` (M,), how many samples each was trained on.
+    arrays are, and `examples` (M,), how many samples each was trained on; where there is an
+    assignment, also `fit` (M,), the mean log-likelihood of the client's training samples under
+    each.
 
     Attributes:
         sends_back_all: whether a reply holds all experts that were sent; else just one.
+        assignment: chooses each client's experts, once `sent_experts` sends all; `None` where all
+            clients are sent the same.
     """
 
     mergeable = False
     sends_back_all = True
 
     _sent: Parameters
+    _asked: _Asked | None = None  # in this round, where clients are sent unlike experts
+
+    def __init__(self, *, assignment: ExpertAssignment | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.assignment = assignment
+        self._round = 0
+
+    @override
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._round = server_round
+        return super().configure_train(server_round, arrays, config, grid)
 
     @override
     def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
         self._sent = tensors_of(arrays)
+        if self._assigns:
+            return {self.configrecord_key: config}
         index = self.sent_experts()
         if index is None:
             return super()._records(arrays, config)
-        chosen = {name: value[index] for name, value in self._sent.items()}
-        record = lazy_record({"index": index})
-        return {**super()._records(lazy_record(chosen), config), words.EXPERTS: record}
+        return {**super()._records(arrays, config), **self._held(index)}
 
     def sent_experts(self) -> Tensor | None:
         """Which experts all clients are sent, (M,) whole and ascending; `None` for all."""
         return None
+
+    @property
+    def _assigns(self) -> bool:
+        """Whether each client is now sent experts of its own."""
+        return self.assignment is not None and self.sent_experts() is None
+
+    @override
+    def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
+        self._asked = None
+        if self.assignment is None or not self._assigns:
+            return None
+        index_CM = self.assignment.choose(nodes, explore=True)
+        self._asked = _Asked({node: row for row, node in enumerate(nodes)}, index_CM)
+        return self._each(index_CM)
+
+    @override
+    def personal_models(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
+        if self.assignment is None or not self._assigns:
+            return None
+        return self._each(self.assignment.choose(nodes, explore=False))
+
+    def _each(self, index_CM: NDArray[np.int64]) -> list[Mapping[str, RecordType]]:
+        """Clients with the same experts share their records: what is sent to them is one."""
+        distinct, place_C = np.unique(index_CM, axis=0, return_inverse=True)
+        records = [self._held(torch.from_numpy(index)) for index in distinct]
+        return [records[place] for place in place_C.flatten().tolist()]
+
+    def _held(self, index: Tensor) -> dict[str, RecordType]:
+        """Some experts, (M,), and which they are."""
+        chosen = {name: value[index] for name, value in self._sent.items()}
+        return {
+            self.arrayrecord_key: lazy_record(chosen),
+            words.EXPERTS: lazy_record({"index": index}),
+        }
 
     def reply_signature(self, sent: Signature) -> Signature:
         """What the arrays of a reply must be like."""
@@ -104,58 +170,49 @@ class ExpertAveraging(StackedFedAvg):
         record = reply.content.get(words.EXPERTS)
         if not isinstance(record, ArrayRecord):
             raise ValueError("the reply does not say which experts it holds")
-        if set(record) != {"index", "examples"}:
-            raise ValueError("record experts must hold index and examples")
-        index, examples = record["index"].numpy(), record["examples"].numpy()
-        count = np.array([reply.content.metric_records[words.METRICS][self.weighted_by_key]])
-        if self._wrong(index[None], examples[None], count)[0]:
-            asked = self._asked_experts().tolist()
-            raise ValueError(
-                f"experts {_told(index)} with examples {_told(examples)}: expected "
-                f"{'all' if self.sends_back_all else 'one'} of {asked}, int64, with 0 to "
-                f"{count[0]} examples each, float"
-            )
+        if set(record) != set(self._told_names):
+            raise ValueError(f"record experts must hold {' and '.join(self._told_names)}")
+        check_told(
+            {name: array.numpy() for name, array in record.items()},
+            self._asked_experts([reply.metadata.src_node_id])[0],
+            reply.content.metric_records[words.METRICS][self.weighted_by_key],  # type: ignore[arg-type]
+            wants_all=self.sends_back_all,
+            wants_fit=self.assignment is not None,
+        )
 
     def doubtful_replies(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
         """Which stacked replies, (P,), `check_reply` is to look at."""
         record = part.records.get(words.EXPERTS)
-        if not isinstance(record, Stack) or record.tensors.keys() != {"index", "examples"}:
+        if not isinstance(record, Stack) or record.tensors.keys() != set(self._told_names):
             return np.full(len(nodes), True)
         told, count_C = as_arrays(record.tensors), part.numbers(words.METRICS)[self.weighted_by_key]
-        return self._wrong(told["index"], told["examples"], count_C)
+        asked_CM = self._asked_experts(nodes)
+        doubtful = wrong_experts(told, asked_CM, count_C, wants_all=self.sends_back_all)
+        return doubtful if self.assignment is None else doubtful | wrong_fit(told)
 
-    def _wrong(
-        self, index_CM: NDArray[Any], examples_CM: NDArray[Any], count_C: NDArray[Any]
-    ) -> NDArray[np.bool_]:
-        """Which clients, (C,), do not say what they should, or claim more than their examples."""
-        experts = self._asked_experts()
-        wanted = (len(experts) if self.sends_back_all else 1,)
-        if (
-            index_CM.dtype != np.int64
-            or examples_CM.dtype.kind != "f"
-            or index_CM.shape[1:] != wanted
-            or examples_CM.shape[1:] != wanted
-        ):
-            return np.full(len(index_CM), True)
-        strange = ~np.isin(index_CM, experts)
-        if self.sends_back_all:
-            strange |= index_CM != experts
-        possible = (examples_CM >= 0) & (examples_CM <= _ROUNDING * count_C[:, None])
-        return np.asarray((strange | ~possible).any(axis=1))
+    @property
+    def _told_names(self) -> tuple[str, ...]:
+        return ("index", "examples") if self.assignment is None else ("index", "examples", "fit")
 
-    def _asked_experts(self) -> NDArray[np.int64]:
+    def _asked_experts(self, nodes: Sequence[int]) -> NDArray[np.int64]:
+        """Which experts some nodes were sent to train, (C, M)."""
+        if self._asked is not None:
+            return self._asked.index_CM[[self._asked.row_of[node] for node in nodes]]
         index = self.sent_experts()
         count = len(next(iter(self._sent.values())))
-        return np.arange(count) if index is None else index.numpy()
+        own = np.arange(count) if index is None else index.numpy()
+        return np.broadcast_to(own, (len(nodes), len(own)))
 
     @override
     def merge(self, replies: Replies) -> Parameters:
         """Average each expert by the samples that it was trained on."""
         told = replies.arrays(words.EXPERTS)
-        return merge_experts(
-            self._sent, replies.arrays(self.arrayrecord_key), told["index"], told["examples"]
-        )
-
-
-def _told(array: NDArray[Any]) -> str:
-    return f"{array.dtype}{array.tolist()}"
+        examples_CM = told["examples"]
+        if self.assignment is not None and self._assigns:
+            index_CM, nodes = told["index"].cpu().numpy(), replies.nodes
+            self.assignment.note(nodes, self._round, index_CM, told["fit"].cpu().numpy())
+            # Who held an expert on trial that was not worth it leaves it alone.
+            proven_CM = self.assignment.proven(nodes, index_CM)
+            examples_CM = examples_CM * torch.from_numpy(proven_CM).to(examples_CM)
+        arrays = replies.arrays(self.arrayrecord_key)
+        return merge_experts(self._sent, arrays, told["index"], examples_CM)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
@@ -52,14 +51,6 @@ class FedMoE(ExpertAveraging):
         self.strength = self.strengths[len(self.strengths) // 2]
         self.split = warm_up_rounds == 0
         self.loss_S: NDArray[np.float64] | None = None
-        self._round = 0
-
-    @override
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self._round = server_round
-        return super().configure_train(server_round, arrays, config, grid)
 
     @override
     def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
@@ -97,7 +88,9 @@ class FedMoE(ExpertAveraging):
             {name: trained[name][:, 0] for name in experts},
             self.weights(replies), len(merged[experts[0]]), self.seed,
         )  # fmt: skip
-        return {**merged, **seeded}
+        if self.assignment is not None:  # nothing fits a client better than its own model
+            self.assignment.presume(replies.nodes, self._round, seeded.cluster_C)
+        return {**merged, **seeded.experts}
 
     def _choose_strength(self, replies: Replies) -> None:
         told = as_arrays(replies.arrays(words.STRENGTHS))
@@ -135,8 +128,10 @@ class FedMoE(ExpertAveraging):
 
     @property
     def _wants_strengths(self) -> bool:
-        several = len(next(iter(self._sent.values()))) > 1
-        return self.split and several and len(self.strengths) > 1
+        held = len(next(iter(self._sent.values())))
+        if self.assignment is not None:
+            held = self.assignment.held
+        return self.split and held > 1 and len(self.strengths) > 1
 
     def _strange(self, loss_CS: NDArray[Any], examples_C1: NDArray[Any]) -> NDArray[np.bool_]:
         """Which clients' losses by strength, (C,), cannot be."""

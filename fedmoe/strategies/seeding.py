@@ -11,6 +11,7 @@ Letters: C clients, E experts, P parameters of a model.
 
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +23,26 @@ from fedmoe.models import Parameters
 _STARTS = 10  # of k-means
 
 
+class Seeds(NamedTuple):
+    """Where experts begin.
+
+    Attributes:
+        experts: E models, (E, ...) by name.
+        cluster_C: whose mean local model each is: the expert of each client.
+    """
+
+    experts: Parameters
+    cluster_C: NDArray[np.int64]
+
+
 def seed_experts(
     average: Mapping[str, Tensor],
     trained: Mapping[str, Tensor],
     weight_C: NDArray[np.float64],
     num_experts: int,
     seed: int,
-) -> Parameters:
-    """E models to begin with, (E, ...) by name.
+) -> Seeds:
+    """E models to begin with.
 
     Args:
         average: the model that the clients' training is measured from, (...) by name.
@@ -46,10 +59,11 @@ def seed_experts(
     share_EC = member_EC / member_EC.sum(dim=1, keepdim=True).clamp_min(1e-30)
     missing = member_EC.sum(dim=1) == 0
     share_EC[missing] = torch.from_numpy(weight_C / weight_C.sum())
-    return {
+    experts = {
         name: torch.tensordot(share_EC.to(trained[name]), trained[name], dims=1).to(value.dtype)
         for name, value in average.items()
     }
+    return Seeds(experts, cluster_C)
 
 
 def cluster_directions(update_CP: Tensor, num_clusters: int, seed: int) -> NDArray[np.int64]:

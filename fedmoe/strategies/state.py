@@ -3,12 +3,13 @@
 A strategy may have methods `state()` and `restore()`, as `InsightExchange` does. Of any other,
 Flower's own included, every attribute is kept that is made of numbers, text, arrays and tensors,
 nested in dictionaries and lists as deep as may be: that is where server optimisers have their
-moments. Functions and other objects come from the configuration again.
+moments. An attribute with these two methods, as `FedMoE.assignment`, is asked as well. Functions
+and other objects come from the configuration again.
 """
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,18 +22,36 @@ from fedmoe.messages.arrays import to_record
 
 _LOG = logging.getLogger("fedmoe.strategies.state")
 _ARRAY, _KIND = "$array", "$kind"  # stand in the plain values for an array kept beside them
+_OWN = "own"  # kind of an attribute that accounts for itself
 
 Arrays = dict[str, NDArray[Any]]
 
 
+@runtime_checkable
+class AccountsForItself(Protocol):
+    """What says by itself what a checkpoint is to keep of it."""
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays by path, and plain values by name."""
+        ...
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Undo `state`."""
+        ...
+
+
 def strategy_state(strategy: Strategy) -> tuple[Arrays, dict[str, Any]]:
     """Arrays by path, and plain values by name."""
-    if _accounts_for_itself(strategy):
-        own: tuple[Arrays, dict[str, Any]] = strategy.state()  # type: ignore[attr-defined]
-        return own
+    if isinstance(strategy, AccountsForItself):
+        return strategy.state()
     arrays: Arrays = {}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in vars(strategy).items():
+        if isinstance(value, AccountsForItself):
+            own, held = value.state()
+            arrays |= {f"{name}/{path}": array for path, array in own.items()}
+            values[name] = {_KIND: _OWN, "held": held}
+            continue
         try:
             values[name] = _pack(value, name, arrays)
         except TypeError as error:
@@ -45,15 +64,16 @@ def restore_strategy(
     strategy: Strategy, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
 ) -> None:
     """Undo `strategy_state` on a strategy built from the same configuration."""
-    if _accounts_for_itself(strategy):
-        strategy.restore(arrays, values)  # type: ignore[attr-defined]
+    if isinstance(strategy, AccountsForItself):
+        strategy.restore(arrays, values)
         return
     for name, value in values.items():
-        setattr(strategy, name, _unpack(value, arrays))
-
-
-def _accounts_for_itself(strategy: Strategy) -> bool:
-    return all(callable(getattr(strategy, name, None)) for name in ("state", "restore"))
+        if isinstance(value, dict) and value[_KIND] == _OWN:
+            prefix = f"{name}/"
+            own = {p.removeprefix(prefix): a for p, a in arrays.items() if p.startswith(prefix)}
+            getattr(strategy, name).restore(own, value["held"])
+        else:
+            setattr(strategy, name, _unpack(value, arrays))
 
 
 def _pack(value: Any, path: str, arrays: Arrays) -> Any:

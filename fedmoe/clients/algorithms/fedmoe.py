@@ -28,6 +28,7 @@ from fedmoe.clients.algorithms.mixture import (
     PRIOR,
     Evidence,
     gather_evidence,
+    mean_fit,
     routed_examples,
 )
 from fedmoe.clients.requests import OPTIMIZER
@@ -36,6 +37,7 @@ from fedmoe.errors import ConfigError
 from fedmoe.messages.words import EXPERTS, STRENGTHS
 from fedmoe.models import MixtureOfExperts, Parameters, PriorRouter, Router, build_mixture
 from fedmoe.models import build_model as build_whole
+from fedmoe.models.routers import RuleRouter
 from fedmoe.schema import FedMoeConfig, ModelConfig, MoeConfig
 from fedmoe.training.cohort import Trained
 from fedmoe.training.posteriors import fit_prior, posterior
@@ -65,6 +67,7 @@ class FedMoE(LocalAlgorithm):
     def build(self, config: ModelConfig, task: Task, seed: int) -> nn.Module:
         """The mixture as configured, or one of models as configured."""
         model = self._mixture(config, task, seed)
+        self._check_room(model)
         if self.config.gate == "prior":
             if not isinstance(model.rule, PriorRouter):
                 raise ConfigError(
@@ -74,6 +77,22 @@ class FedMoE(LocalAlgorithm):
                 if f"router.{name}" in _GATE:  # all experts are equal until there are some
                     nn.init.zeros_(value)
         return model
+
+    def _check_room(self, model: MixtureOfExperts) -> None:
+        """Refuse a number of experts per client that goes with no such model."""
+        room, most = self.config.experts_per_client, model.num_experts
+        if room is None:
+            return
+        if room > most:
+            raise ConfigError(
+                f"strategy.experts_per_client={room}: must be 1..{most}, as there are {most} "
+                "experts, or null for all"
+            )
+        if isinstance(model.rule, RuleRouter):
+            raise ConfigError(
+                f"strategy.experts_per_client={room}: model/router=rule sends samples to experts "
+                "that a client may not have; choose another router"
+            )
 
     def _mixture(self, config: ModelConfig, task: Task, seed: int) -> MixtureOfExperts:
         if isinstance(config, MoeConfig):
@@ -111,9 +130,9 @@ class FedMoE(LocalAlgorithm):
             self._tell_strengths(job, found, params)
             learns_gate = job.request.settings.round >= self.config.gate_from
             frozen = frozenset({PRIOR}) if learns_gate else _GATE | {PRIOR}
+            self._tell_experts(job, params, examples_CM, found)
         else:
-            examples_CM = routed_examples(job, params)
-        job.tell(EXPERTS, {"index": job.expert_index(params), "examples": examples_CM})
+            self._tell_experts(job, params, routed_examples(job, params))
         trained = job.train(
             params, frozen=frozen, prior=self._gate_prior(job, params),
             optimizer=OPTIMIZER if learns_gate else _OPTIMIZER_OF_EXPERTS,
@@ -123,8 +142,11 @@ class FedMoE(LocalAlgorithm):
 
     @override
     def shared_model(self, job: "Job") -> Parameters | None:
-        """All experts under the gate, with equal shares; none where gates are private."""
-        if self.config.gate == "local" or not job.received:
+        """All experts under the gate, with equal shares; none where gates are private.
+
+        Nor where a client may lack experts: then it has no model that all have.
+        """
+        if self.config.gate == "local" or self._may_lack_experts or not job.received:
             return None
         return job.start_afresh()
 
@@ -133,8 +155,8 @@ class FedMoE(LocalAlgorithm):
         bias_CO = self._class_bias(job)
         params = with_output_bias(job, start, bias_CO)
         if self.config.gate != "prior":
-            is_shared = self.config.gate == "shared" and bias_CO is None
-            return None if is_shared and job.received else params
+            is_shared = self.config.gate == "shared" and not self._may_lack_experts
+            return None if is_shared and bias_CO is None and job.received else params
         return {**params, PRIOR: self._fit(job, gather_evidence(job, params), params)}
 
     def _gate_prior(self, job: "Job", params: Parameters) -> Prior | None:
@@ -155,12 +177,28 @@ class FedMoE(LocalAlgorithm):
         return None if strength is None else class_bias(job, strength)
 
     def _fit(self, job: "Job", found: Evidence, params: Parameters) -> Tensor:
-        """(C, M) each client's log prior."""
+        """(C, M) each client's log prior; experts that were not sent keep their shares of all."""
         start_CM = params[PRIOR].log_softmax(dim=-1).expand(len(job.clients), -1)
-        return fit_prior(
+        prior_CM = fit_prior(
             found.log_likelihood_CEn, found.gate_logits_CEn, start_CM, found.real_Cn,
             iterations=_ITERATIONS, pseudo_count=job.request.settings.prior_strength,
         )  # fmt: skip
+        if job.experts is None:
+            return prior_CM
+        return prior_CM + params[PRIOR].logsumexp(dim=-1, keepdim=True)
+
+    @property
+    def _may_lack_experts(self) -> bool:
+        return self.config.experts_per_client is not None
+
+    def _tell_experts(
+        self, job: "Job", params: Parameters, examples_CM: Tensor, found: Evidence | None = None
+    ) -> None:
+        """Which experts these are, their samples, and their fit if experts are chosen by that."""
+        told = {"index": job.expert_index(params), "examples": examples_CM}
+        if self._may_lack_experts:
+            told["fit"] = mean_fit(found or gather_evidence(job, params))
+        job.tell(EXPERTS, told)
 
     def _tell_strengths(self, job: "Job", found: Evidence, params: Parameters) -> None:
         """The loss on the validation data under priors fitted with each strength."""

@@ -65,6 +65,12 @@ def gather_evidence(job: "Job", params: Parameters, part: Part = "train") -> Evi
     return Evidence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def mean_fit(found: Evidence) -> Tensor:
+    """The mean log-likelihood of each client's samples under each expert, (C, E), at most 0."""
+    total_CE = torch.einsum("cen,cn->ce", found.log_likelihood_CEn, found.real_Cn)
+    return (total_CE / found.real_Cn.sum(dim=1, keepdim=True)).clamp_max(0)
+
+
 @torch.no_grad()
 def routed_examples(job: "Job", params: Parameters) -> Tensor:
     """How many training samples each client's router sends to each expert, (C, E)."""

@@ -6,9 +6,11 @@ The clusters of clients come from `cluster_directions`, and the order of samples
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from assignment_oracle import PlainAssignment
 from mixture_oracle import (
     Experts,
     PlainClients,
@@ -28,6 +30,16 @@ from fedmoe.schema import FedMoeConfig
 from fedmoe.strategies.seeding import cluster_directions
 
 STEPS, MEMORY = 5, 0.8
+
+
+class Trained(NamedTuple):
+    """What a client sends back: by expert that it was sent, samples and fit; and all models."""
+
+    client: int
+    mass: dict[int, float]
+    experts: Experts
+    gate: Parameters
+    fit: dict[int, float]
 
 
 @dataclass
@@ -58,6 +70,9 @@ class PlainFedMoE:
         self.strength = config.strengths[len(config.strengths) // 2]
         self.split = config.warm_up_rounds == 0
         self.priors, self.examples = {}, {}
+        self.own: list[int] | None = None  # the experts of the client at hand
+        room, count = config.experts_per_client, len(self.experts)
+        self.table = None if room is None else PlainAssignment(count, room)
 
     @property
     def is_classes(self) -> bool:
@@ -65,7 +80,15 @@ class PlainFedMoE:
 
     def held(self) -> list[int]:
         """The experts that are sent."""
-        return list(range(len(self.experts))) if self.split else [0]
+        if not self.split:
+            return [0]
+        return list(range(len(self.experts))) if self.own is None else self.own
+
+    def hand_out(self, clients: Sequence[int], explore: bool) -> list[list[int] | None]:
+        """Each client's own experts, where there is no room for all."""
+        if self.table is None or not self.split:
+            return [None for _ in clients]
+        return list(self.table.choose(clients, explore))
 
     def class_bias(self, client: int) -> Tensor | float:
         """log of (n_y + s / O) / (n + s), over even shares."""
@@ -160,13 +183,17 @@ class PlainFedMoE:
 
     def round(self, round: int, clients: Sequence[int]) -> None:
         """Fit, train, merge, make the experts, choose the strength."""
-        trained, losses, tells = [], [], self.split
-        for client in clients:
+        trained, losses, tells = list[Trained](), [], self.split
+        handed_out = self.hand_out(clients, True)
+        for client, self.own in zip(clients, handed_out, strict=True):
             experts, held = self.biased(client), self.held()
             prior = self.fit(client, experts, self.start_of(client), self.strength)
             whole = list(self.priors.get(client, [0.0] * len(self.experts)))
+            share = 0.0  # of what was sent, which those that were not do not get
+            if self.table is not None and self.split:
+                share = np.log(sum(np.exp(whole[e]) for e in held))
             for e, own in zip(held, prior, strict=True):
-                whole[e] = own
+                whole[e] = own + share
             self.priors[client] = whole
             mass = [0.0] * len(held)
             for x, y in self.clients.samples(client):
@@ -182,7 +209,14 @@ class PlainFedMoE:
             self.train(client, round, [experts[e] for e in held], experts, gate, prior)
             bias = self.class_bias(client)
             plain = [with_bias(own, bias, -1) for own in experts]
-            trained.append((client, mass, plain, gate))
+            samples = self.clients.samples(client)
+            fit = {
+                e: sum(self.likelihood(self.biased(client)[e], x, y) for x, y in samples)
+                / len(samples)
+                for e in held
+            }
+            trained.append(Trained(client, dict(zip(held, mass, strict=True)), plain, gate, fit))
+        self.own = None
         self.merge(round, trained)
         if tells and losses:
             self.choose(clients, losses)
@@ -225,16 +259,18 @@ class PlainFedMoE:
                 gate[name][e] = value
         self.clients.losses[round, client] = float(np.mean(seen[-len(samples) :]))
 
-    def merge(
-        self, round: int, trained: list[tuple[int, list[float], Experts, Parameters]]
-    ) -> None:
+    def merge(self, round: int, trained: list[Trained]) -> None:
         """Expert by expert, by the samples that each explained; then perhaps the split."""
-        for place, e in enumerate(self.held()):
-            weighted = [(mass[place], own[e]) for _, mass, own, _ in trained]
+        if self.table is not None and self.split:
+            for one in trained:
+                self.table.note(one.client, round, one.fit)
+        for e in self.held():
+            users = [one for one in trained if self.counts(one, e)]
+            if not sum(one.mass[e] for one in users):
+                continue
+            weighted = [(one.mass[e], one.experts[e]) for one in users]
             self.experts[e] = mean(weighted)  # type: ignore[arg-type]
-            rows = [
-                (mass[place], {n: v[e] for n, v in gate.items()}) for _, mass, _, gate in trained
-            ]
+            rows = [(one.mass[e], {n: v[e] for n, v in one.gate.items()}) for one in users]
             for name, value in mean(rows).items():  # type: ignore[arg-type]
                 self.gate[name][e] = value
         if self.split or round < self.config.warm_up_rounds:
@@ -242,8 +278,8 @@ class PlainFedMoE:
         self.split = True
         average = torch.cat([value.flatten() for value in self.experts[0].values()])
         moved = [
-            torch.cat([value.flatten() for value in own[0].values()]) - average
-            for _, _, own, _ in trained
+            torch.cat([value.flatten() for value in one.experts[0].values()]) - average
+            for one in trained
         ]
         found = cluster_directions(
             torch.stack(moved), len(self.experts), self.clients.experiment.config.seed
@@ -251,7 +287,21 @@ class PlainFedMoE:
         self.clusters = found.tolist()
         for e in range(len(self.experts)):
             members = [one for one, k in zip(trained, found, strict=True) if k == e] or trained
-            self.experts[e] = mean([(self.clients.count(c), own[0]) for c, _, own, _ in members])
+            self.experts[e] = mean([(self.clients.count(o.client), o.experts[0]) for o in members])
+        if self.table is not None:
+            for one, k in zip(trained, self.clusters, strict=True):
+                worst = dict.fromkeys(range(len(self.experts)), -np.inf)
+                self.table.note(one.client, round, {**worst, k: 0.0})
+
+    def counts(self, one: Trained, expert: int) -> bool:
+        """Whether what became of an expert at a client counts: not if it was there in vain."""
+        if expert not in one.mass:
+            return False
+        if self.table is None or not self.split:
+            return True
+        return self.table.knows_all(one.client) and (
+            expert in self.table.choose([one.client], False)[0]
+        )
 
     def choose(self, clients: Sequence[int], losses: list[list[float]]) -> None:
         """The strength with the least running mean of validation loss."""
@@ -269,12 +319,17 @@ class PlainFedMoE:
 
     def personal(self, client: int) -> Predict:
         """Under a prior that is fitted once more."""
+        everybody = range(self.clients.number)
+        self.own = self.hand_out(everybody, False)[client]
         experts = self.biased(client)
         prior = self.fit(client, experts, self.start_of(client), self.strength)
-        return self.mixture(experts, self.gate, prior)
+        predict, self.own = self.mixture(experts, self.gate, prior), None
+        return predict
 
-    def general(self) -> Predict:
-        """In equal proportions, without a bias."""
+    def general(self) -> Predict | None:
+        """In equal proportions, without a bias; none where clients may lack experts."""
+        if self.table is not None:
+            return None
         return self.mixture(self.experts, self.gate, [0.0] * len(self.held()))
 
 

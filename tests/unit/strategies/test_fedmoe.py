@@ -18,6 +18,7 @@ SMALL = [
     "strategy.gate_from=3", "strategy.gate_decay=0.5", "strategy.strengths=[40.0,2.0]",
     "strategy.class_strength=5.0", "rounds=4",
 ]  # fmt: skip
+SOME = ["strategy.strengths=[20.0,2.0]", "rounds=9"]
 CASES: list[Sequence[str]] = [
     [],
     MODELS["mlp"],
@@ -31,6 +32,11 @@ CASES: list[Sequence[str]] = [
     ["strategy.num_experts=1"],
     ["strategy.num_experts=8"],  # more than clients
     ["+data.options.sizes='20'", "strategy.num_experts=2"],  # one client
+    [*SOME, "strategy.experts_per_client=1"],
+    [*SOME, "strategy.experts_per_client=2"],
+    [*SOME, "strategy.experts_per_client=2", "strategy.fraction_train=0.5"],
+    [*SOME, "strategy.experts_per_client=2", "strategy.warm_up_rounds=0", MODELS["mlp"][0]],
+    [*SOME, "strategy.experts_per_client=3", "strategy.fraction_train=0.7"],  # that is all
 ]
 
 

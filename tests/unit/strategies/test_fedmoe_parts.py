@@ -1,4 +1,4 @@
-"""What FedMoE is made of: gates, seeding, assignment of experts, checkpoints, messages."""
+"""What FedMoE is made of: gates, seeding, checkpoints, messages."""
 
 import json
 import warnings
@@ -22,7 +22,6 @@ from fedmoe.messages.broadcast import Broadcast
 from fedmoe.models import Parameters
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import FedMoE, build_strategy
-from fedmoe.strategies.assignment import ExpertAssignment
 from fedmoe.strategies.seeding import cluster_directions, seed_experts
 from fedmoe.strategies.state import restore_strategy, strategy_state
 
@@ -136,7 +135,7 @@ def test_seeding_finds_planted_groups(seed: int) -> None:
     of = [0, 1, 2, 0, 0, 1, 2, 2, 1, 0]
     average, trained = planted(seed, of)
     weight = np.arange(1.0, 11.0)
-    found = seed_experts(average, trained, weight, 3, seed)
+    found = seed_experts(average, trained, weight, 3, seed).experts
     for name in average:
         expected = []
         for k in range(3):
@@ -160,7 +159,7 @@ def test_the_length_of_an_update_says_nothing() -> None:
 def test_with_fewer_clients_than_experts_the_others_begin_at_the_mean() -> None:
     average, trained = planted(0, [0, 1])
     weight = np.array([1.0, 3.0])
-    found = seed_experts(average, trained, weight, 4, 0)
+    found = seed_experts(average, trained, weight, 4, 0).experts
     for name in average:
         own = [found[name][e] for e in range(4)]
         mean = (trained[name][0] + 3 * trained[name][1]) / 4
@@ -174,63 +173,10 @@ def test_clients_that_are_all_alike_make_experts_that_are() -> None:
     trained = {"a": (average["a"] + 1).expand(5, 3)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = seed_experts(average, trained, np.ones(5), 3, 0)
-        still = seed_experts(average, {"a": average["a"].expand(5, 3)}, np.ones(5), 3, 0)
+        found = seed_experts(average, trained, np.ones(5), 3, 0).experts
+        still = seed_experts(average, {"a": average["a"].expand(5, 3)}, np.ones(5), 3, 0).experts
     torch.testing.assert_close(found["a"], (average["a"] + 1).expand(3, 3))
     torch.testing.assert_close(still["a"], average["a"].expand(3, 3))
-
-
-# ------------------------------------------------------------------- which experts a client holds
-
-
-class PlainAssignment:
-    """The same with a dictionary for each client."""
-
-    def __init__(self, experts: int, held: int) -> None:
-        self.experts, self.held, self.order = experts, held, list[int]()
-        self.fit: dict[tuple[int, int], float] = {}
-        self.last: dict[tuple[int, int], int] = {}
-
-    def choose(self, nodes: Sequence[int], number: int, explore: bool) -> list[list[int]]:
-        self.order += [node for node in nodes if node not in self.order]
-        return [self.choose_for(node, number, explore) for node in nodes]
-
-    def choose_for(self, node: int, number: int, explore: bool) -> list[int]:
-        row, everyone = self.order.index(node), range(self.experts)
-        never = [e for e in everyone if (node, e) not in self.last]
-        first = set(never) if explore else set[int]()
-        if explore and number % 5 == 0:
-            first.add(min(everyone, key=lambda e: (self.last.get((node, e), 0), e)))
-
-        def rank(e: int) -> tuple[float, int]:
-            turn = (e - row) % self.experts
-            if e in first:
-                return -np.inf, turn
-            return (np.inf if e in never else -self.fit[node, e]), turn
-
-        return sorted(sorted(everyone, key=rank)[: self.held])
-
-
-@pytest.mark.parametrize("held", [1, 2, 4])
-@pytest.mark.parametrize("seed", range(3))
-def test_experts_are_assigned_as_by_a_loop(held: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    mine, plain = ExpertAssignment(4, held), PlainAssignment(4, held)
-    for number in range(1, 16):
-        nodes = rng.permutation(7)[: rng.integers(1, 6)].tolist()
-        for explore in (False, True):
-            index = mine.choose(nodes, number, explore=explore)
-            assert index.tolist() == plain.choose(nodes, number, explore)
-        fit = rng.standard_normal(index.shape).round(1)  # ties, too
-        mine.note(nodes, number, index, fit)
-        for node, own, told in zip(nodes, index.tolist(), fit.tolist(), strict=True):
-            for e, one in zip(own, told, strict=True):
-                plain.fit[node, e], plain.last[node, e] = one, number
-
-
-def test_all_experts_are_held_by_somebody_from_the_beginning() -> None:
-    index = ExpertAssignment(4, 2).choose(range(4), 1, explore=True)
-    assert np.bincount(index.flatten(), minlength=4).tolist() == [2, 2, 2, 2]
 
 
 # -------------------------------------------------------------------------------- checkpoints
