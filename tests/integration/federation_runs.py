@@ -52,6 +52,10 @@ RUNS: dict[str, list[str]] = {
         *MIXTURE, "model=linear", "strategy=fedmoe", "strategy.warm_up_rounds=2",
         "strategy.gate_from=5", "training.reset_optimizer=false", "strategy.fraction_train=0.5",
     ],
+    "fedmoe-some": [  # who holds which experts goes on, too
+        *MIXTURE, "model=linear", "strategy=fedmoe", "strategy.warm_up_rounds=1",
+        "strategy.experts_per_client=1", "strategy.fraction_train=0.5",
+    ],
     "adam": [*CLASSES, "strategy=fedavg", "training=adam"],
     "kept-momentum": [*CLASSES, "strategy=fedavg", "training.reset_optimizer=false"],
     "kept-moments": [

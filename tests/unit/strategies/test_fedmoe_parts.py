@@ -190,7 +190,7 @@ def strategy_of(experiment: Experiment) -> FedMoE:
 
 def play(experiment: Experiment, resumed: Sequence[int], rounds: int = 5) -> list[Parameters]:
     """The global model after each round; strategy and clients are made again after some."""
-    strategy, grid, after = strategy_of(experiment), InProcessGrid(experiment), []
+    strategy, grid, after = strategy_of(experiment), InProcessGrid(experiment), list[Parameters]()
     arrays = to_record(experiment.shared)
     for round in range(1, rounds + 1):
         sent = strategy.configure_train(round, arrays, ConfigRecord(), grid)
@@ -198,6 +198,9 @@ def play(experiment: Experiment, resumed: Sequence[int], rounds: int = 5) -> lis
         assert merged is not None
         after.append({name: value.clone() for name, value in tensors_of(merged).items()})
         after[-1]["strength"] = torch.tensor(strategy.strength)
+        if strategy.assignment is not None:
+            tables, _ = strategy.assignment.state()
+            after[-1] |= {name: torch.from_numpy(a.astype(float)) for name, a in tables.items()}
         if strategy.loss_S is not None:
             after[-1]["loss"] = torch.from_numpy(strategy.loss_S.copy())
         arrays = to_record(tensors_of(merged))
@@ -211,7 +214,16 @@ def play(experiment: Experiment, resumed: Sequence[int], rounds: int = 5) -> lis
 
 
 @pytest.mark.parametrize("resumed", [[1], [2], [3], [4], [1, 2, 3, 4]], ids=str)
-@pytest.mark.parametrize("more", [[], ["training.reset_optimizer=false"]], ids=["", "kept"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["training.reset_optimizer=false"],
+        ["strategy.experts_per_client=1", "strategy.fraction_train=0.7"],
+        ["strategy.experts_per_client=2", "training.reset_optimizer=false"],
+    ],
+    ids=["", "kept", "one", "two"],
+)
 def test_a_checkpoint_may_be_taken_between_any_two_rounds(
     resumed: list[int], more: list[str]
 ) -> None:
