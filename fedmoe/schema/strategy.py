@@ -113,6 +113,8 @@ class FedMoeConfig(StrategyBase):
             or `local` (private).
         warm_up_rounds: rounds of a single model, out of which the experts are then made; 0
             starts with experts at random.
+        body_half_life: rounds in which the pull on the experts' bodies to their mean halves,
+            from all the way after the warm-up; `None` for experts that part at once.
         gate_from: first round in which the gate of `prior` is trained.
         gate_decay: precision of a Gaussian prior at 0 on the gate's weights, as a weight decay.
         strengths: how many samples spread evenly over the experts a client's prior is held by;
@@ -128,6 +130,7 @@ class FedMoeConfig(StrategyBase):
     num_experts: Count
     gate: Literal["prior", "shared", "local"]
     warm_up_rounds: Annotated[int, Field(ge=0)]
+    body_half_life: Positive | None
     gate_from: Count
     gate_decay: NonNegative
     strengths: Annotated[tuple[Positive, ...], Field(min_length=1)]

@@ -10,14 +10,14 @@ import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fedmoe.clients.algorithms import initial_shared
+from fedmoe.clients.algorithms import initial_shared, local_algorithm
 from fedmoe.data.drawing import hash_keys
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.messages.words import LOSS
 from fedmoe.models import Parameters, build_model
-from fedmoe.models.heads import representation_width
+from fedmoe.models.heads import head_names, representation_width
 from fedmoe.registry import Registry
 from fedmoe.schema import (
     CustomStrategyConfig,
@@ -148,6 +148,7 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
             "warm_up_rounds": chosen.warm_up_rounds,
             "strengths": strengths,
             "assignment": _assignment(config, chosen),
+            **_parting(config, chosen, task),
         }
     if isinstance(chosen, IfcaConfig):
         return {
@@ -155,6 +156,16 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
             "restart_rounds": chosen.restart_rounds,
         }
     return {}
+
+
+def _parting(config: ExperimentConfig, chosen: FedMoeConfig, task: Task) -> dict[str, Any]:
+    """Which of the experts' parameters part slowly; experts that begin at random do not."""
+    if chosen.body_half_life is None or not chosen.warm_up_rounds:
+        return {}
+    model = local_algorithm(chosen).build(config.model, task, config.seed)
+    heads = head_names(model)
+    experts = {name for name, _ in model.named_parameters() if name.startswith("experts.")}
+    return {"body": frozenset(experts - heads), "body_half_life": chosen.body_half_life}
 
 
 def _assignment(config: ExperimentConfig, chosen: FedMoeConfig) -> ExpertAssignment | None:

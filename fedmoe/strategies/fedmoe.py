@@ -2,11 +2,11 @@
 
 The server averages expert by expert (see `fedmoe.strategies.experts`). It begins with a single
 model, out of which the experts are made after `warm_up_rounds` (see `fedmoe.strategies.seeding`),
-and chooses how strongly the clients' priors are held at even shares: the clients report the loss
-on their validation data under several strengths, and the one with the lowest loss over the
-federation holds in the next round. So a federation of like clients trains one model, and one of
-unlike clients a mixture, without being told which it is. The clients' side is
-`fedmoe.clients.algorithms.fedmoe`.
+lets their bodies part slowly (see `fedmoe.strategies.parting`), and chooses how strongly the
+clients' priors are held at even shares: the clients report the loss on their validation data
+under several strengths, and the one with the lowest loss over the federation holds in the next
+round. So a federation of like clients trains one model, and one of unlike clients a mixture,
+without being told which it is. The clients' side is `fedmoe.clients.algorithms.fedmoe`.
 
 Letters: C clients that replied, E experts, S strengths.
 """
@@ -28,6 +28,7 @@ from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType
 from fedmoe.models import Parameters
 from fedmoe.strategies.experts import ExpertAveraging
+from fedmoe.strategies.parting import pull_together, share_of_mean
 from fedmoe.strategies.seeding import seed_experts
 
 _MEMORY = 0.8  # of the running mean of losses by strength
@@ -41,12 +42,23 @@ class FedMoE(ExpertAveraging):
         warm_up_rounds: rounds in which all clients train one model; 0 starts with all experts.
         strengths: S of the clients' priors to choose among, in samples; a single one is kept.
         strength: the one that holds.
+        body: names of the parameters that the experts part with slowly, if at all.
+        body_half_life: in rounds after the warm-up; see `fedmoe.strategies.parting`.
         split: whether the experts have been made.
         loss_S: running mean of the clients' validation loss under each strength.
     """
 
-    def __init__(self, *, warm_up_rounds: int, strengths: Sequence[float], **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        warm_up_rounds: int,
+        strengths: Sequence[float],
+        body: frozenset[str] = frozenset(),
+        body_half_life: float = 1.0,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        self.body, self.body_half_life = body, body_half_life
         self.warm_up_rounds, self.strengths = warm_up_rounds, list(strengths)
         self.strength = self.strengths[len(self.strengths) // 2]
         self.split = warm_up_rounds == 0
@@ -78,7 +90,10 @@ class FedMoE(ExpertAveraging):
     @override
     def merge(self, replies: Replies) -> Parameters:
         merged = super().merge(replies)
-        if self.split or self._round < self.warm_up_rounds:
+        if self.split:
+            share = share_of_mean(self._round - self.warm_up_rounds, self.body_half_life)
+            return pull_together(merged, self.body, share)
+        if self._round < self.warm_up_rounds:
             return merged
         self.split = True
         experts = [name for name in merged if name.startswith("experts.")]

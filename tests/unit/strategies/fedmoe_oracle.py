@@ -30,6 +30,8 @@ from fedmoe.schema import FedMoeConfig
 from fedmoe.strategies.seeding import cluster_directions
 
 STEPS, MEMORY = 5, 0.8
+# The last layers of `mixture_runs.MODELS`, by name; all that comes before is a body.
+HEADS = {"weight", "bias", "weights.2", "biases.2", "2.weight", "2.bias"}
 
 
 class Trained(NamedTuple):
@@ -273,6 +275,8 @@ class PlainFedMoE:
             rows = [(one.mass[e], {n: v[e] for n, v in one.gate.items()}) for one in users]
             for name, value in mean(rows).items():  # type: ignore[arg-type]
                 self.gate[name][e] = value
+        if self.split:
+            self.pull(round)
         if self.split or round < self.config.warm_up_rounds:
             return
         self.split = True
@@ -292,6 +296,17 @@ class PlainFedMoE:
             for one, k in zip(trained, self.clusters, strict=True):
                 worst = dict.fromkeys(range(len(self.experts)), -np.inf)
                 self.table.note(one.client, round, {**worst, k: 0.0})
+
+    def pull(self, round: int) -> None:
+        """Each expert's body on its way to the mean of all, less from round to round."""
+        half_life, since = self.config.body_half_life, round - self.config.warm_up_rounds
+        if half_life is None or not self.config.warm_up_rounds:
+            return
+        share = 0.5 ** (since / half_life)
+        for name in self.experts[0].keys() - HEADS:
+            middle = sum(own[name] for own in self.experts) / len(self.experts)
+            for own in self.experts:
+                own[name] = (1 - share) * own[name] + share * middle
 
     def counts(self, one: Trained, expert: int) -> bool:
         """Whether what became of an expert at a client counts: not if it was there in vain."""

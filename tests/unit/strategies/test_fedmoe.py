@@ -23,6 +23,9 @@ CASES: list[Sequence[str]] = [
     [],
     MODELS["mlp"],
     MODELS["own"],
+    [*MODELS["mlp"], "strategy.body_half_life=0.7"],
+    [*MODELS["mlp"], "strategy.body_half_life=null"],
+    [*MODELS["mlp"], "strategy.warm_up_rounds=0"],  # experts at random have nothing in common
     ["+data.options.kind=regression"],
     ["strategy.class_strength=null"],
     ["strategy.warm_up_rounds=0"],
