@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# How many processes run tests; a file stays with one, for what its tests share, and the long
+# ones of tests/integration come first.
+WORKERS ?= 2
 
 # Flower and Ray phone home by default; nothing that we start does.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -16,13 +19,13 @@ demo: $(STAMP)
 	$(BIN)/python -m fedmoe.simulate +experiment=insight
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/speed.py

@@ -18,7 +18,9 @@ DATA = {
 MODELS = {
     "linear": "model=linear",
     "mlp": "model=mlp model.hidden=[128]",
-    "moe": "model=moe model.num_experts=4 model.router.top_k=2 model.hidden=[64]",
+    # Switch's balance loss alone, as on the other sides.
+    "moe": "model=moe model.num_experts=4 model.router.top_k=2 model.hidden=[64] "
+    "model.losses.importance=0",
 }
 TRAINING = (
     f"training=sgd training.epochs=1 training.batch_size={BATCH_SIZE} training.momentum=0 "

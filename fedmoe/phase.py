@@ -8,9 +8,9 @@ from flwr.app import ArrayRecord, Message
 
 from fedmoe.guard import Inspection
 from fedmoe.messages import words
-from fedmoe.messages.arrays import record_bytes
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.replies import Replies
+from fedmoe.messages.sizes import record_bytes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from fedmoe.errors import FedmoeError, RunError
 from fedmoe.tracking.files import to_json, write_atomic
@@ -29,21 +29,7 @@ from fedmoe.tracking.sweep import (
     over_seeds,
     read_summary,
 )
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
-
-_UNLIMITED_WIDTH = 10_000
-
-
-class _Grid(NamedTuple):
-    """A table before it is drawn."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+from fedmoe.tracking.tables import Table, markdown, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,14 +64,14 @@ def print_sweep(sweep_dir: Path) -> None:
         raise RunError(f"neither a run nor a sweep of runs: {sweep_dir}")
     settings = differing_settings(jobs)
     groups = over_seeds(jobs, settings)
-    grids = [_job_grid(jobs, settings)]
+    tables = [_job_table(jobs, settings)]
     if groups:
-        grids.append(_seed_grid(groups, [key for key in settings if key != "seed"]))
+        tables.append(_seed_table(groups, [key for key in settings if key != "seed"]))
     # To the files first: a reader who closes the pipe early must not cost them.
-    write_atomic(sweep_dir / "sweep.md", "\n".join(map(_markdown, grids)).encode())
+    write_atomic(sweep_dir / "sweep.md", "\n".join(map(markdown, tables)).encode())
     record = _sweep_record(jobs, settings, groups)
     write_atomic(sweep_dir / "sweep.json", (to_json(record, indent=2) + "\n").encode())
-    _show(grids, sweep_dir)
+    show(tables, f"written to {short_path(sweep_dir)}: sweep.md, sweep.json")
 
 
 def _print_report(directory: Path) -> None:
@@ -103,7 +89,7 @@ def _print_report(directory: Path) -> None:
         print_sweep(directory)
 
 
-def _job_grid(jobs: Sequence[Job], settings: Sequence[str]) -> _Grid:
+def _job_table(jobs: Sequence[Job], settings: Sequence[str]) -> Table:
     measures = measured(jobs)
     headings = ["job", *map(_heading, settings), "status"]
     headings += [f"{model}\n{measure}\n(worst\ndecile)" for measure, model in measures]
@@ -122,10 +108,10 @@ def _job_grid(jobs: Sequence[Job], settings: Sequence[str]) -> _Grid:
         row += _routing(job) if routed else []
         rows.append([*row, *_costs(job)])
     notes = [f"job {job.name} failed: {job.reason}" for job in jobs if job.failed]
-    return _Grid(f"{len(jobs)} jobs, last evaluated round, test parts", headings, rows, notes)
+    return Table(f"{len(jobs)} jobs, last evaluated round, test parts", headings, rows, notes)
 
 
-def _seed_grid(groups: Sequence[SeedGroup], settings: Sequence[str]) -> _Grid:
+def _seed_table(groups: Sequence[SeedGroup], settings: Sequence[str]) -> Table:
     measures = measured([job for group in groups for job in group.jobs])
     columns = [
         (measure, model, key) for measure, model in measures for key in ("mean", "worst_decile")
@@ -140,7 +126,7 @@ def _seed_grid(groups: Sequence[SeedGroup], settings: Sequence[str]) -> _Grid:
             score = group.score(model, measure, key)
             row.append(" ± ".join(map(format_number, score)) if score else "-")
         rows.append(row)
-    return _Grid("Mean ± standard deviation over seeds", headings, rows, [])
+    return Table("Mean ± standard deviation over seeds", headings, rows, [])
 
 
 def _heading(key: str) -> str:
@@ -198,53 +184,6 @@ def _sweep_record(
             for group in groups
         ],
     }
-
-
-def _markdown(grid: _Grid) -> str:
-    lines = [grid.headings, ["---"] * len(grid.headings), *grid.rows]
-    body = "".join(f"| {' | '.join(map(_escape, line))} |\n" for line in lines)
-    notes = "".join(f"\n- {note}" for note in grid.notes)
-    return f"## {grid.title}\n\n{body}" + (f"{notes}\n" if notes else "")
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def _show(grids: Sequence[_Grid], sweep_dir: Path) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # A file or a pipe has no edge to wrap at.
-        console.width = _UNLIMITED_WIDTH
-    for grid in grids:
-        console.print(_rich_table(grid))
-        for note in grid.notes:
-            console.print(Text(note, "red"), soft_wrap=True)
-    console.print(Text(f"written to {short_path(sweep_dir)}: sweep.md, sweep.json"), soft_wrap=True)
-
-
-def _rich_table(grid: _Grid) -> "RichTable":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(grid.title, "bold"),
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title_justify="left",
-    )
-    for heading, cells in zip(grid.headings, zip(*grid.rows, strict=True), strict=True):
-        # Words may wrap in a narrow window, numbers may not.
-        numbers = not any(cell[:1].isalpha() for cell in cells)
-        table.add_column(Text(heading), no_wrap=numbers, overflow="fold")
-    for row in grid.rows:
-        table.add_row(*map(Text, row), style="red" if "failed" in row else None)
-    return table
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import RunError
+from fedmoe.failures import FailureReports
 from fedmoe.guard import ReplyGuard
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
@@ -30,7 +31,6 @@ from fedmoe.strategies.sampling import seeded_random
 from fedmoe.tracking.log import FILE_ONLY
 
 _LOG = logging.getLogger("fedmoe.rounds.RoundLoop")
-_SHOWN_FAILURES = 5  # on the console; all are in clients.jsonl and, at DEBUG, in the log file
 # What strategies raise on replies that they cannot merge; anything else is a defect of theirs.
 _CANNOT_MERGE = (AppExitException, ValueError, ArithmeticError)
 
@@ -79,7 +79,7 @@ class RoundLoop:
     routing: RoutingCheck | None = None
     _guard: ReplyGuard = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
-    _failing: set[tuple[int, str]] = field(init=False, default_factory=set)
+    _failures: FailureReports = field(init=False, default_factory=FailureReports)
 
     def __post_init__(self) -> None:
         self._guard = ReplyGuard(self.config.runtime, self.strategy, self.routing)
@@ -172,7 +172,7 @@ class RoundLoop:
     def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
         phase = self._exchange(number, evaluate=False)
-        self._report(number, "train", phase)
+        self._failures.report(number, "train", self._failed(phase))
         metrics, reason = self._aggregate(number, phase)
         if reason is None:
             self.standing.valid_rounds += 1
@@ -199,35 +199,25 @@ class RoundLoop:
 
     def _example(self, phase: Phase) -> str:
         """One client's reason, for a message about many."""
-        for node, reason in sorted(phase.inspection.failures.items()):
-            return f" (client {self.client_of(node)}: {reason})"
+        for client, reason in self._failed(phase).items():
+            return f" (client {client}: {reason})"
         return ""
+
+    def _failed(self, phase: Phase) -> dict[int, str]:
+        """Why clients failed, by client."""
+        failures = phase.inspection.failures
+        return {self.client_of(node): failures[node] for node in sorted(failures)}
 
     def _evaluate(self, number: int) -> Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
         phase = self._exchange(number, evaluate=True)
-        self._report(number, "evaluate", phase)
+        self._failures.report(number, "evaluate", self._failed(phase))
         try:
             with section("aggregate"):
                 self.strategy.aggregate_evaluate(number, phase.inspection.good)
         except _CANNOT_MERGE as error:
             _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
         return phase
-
-    def _report(self, number: int, task: str, phase: Phase) -> None:
-        """Warn of clients that fail; those that go on failing are a matter for the log file."""
-        failures = {self.client_of(n): reason for n, reason in phase.inspection.failures.items()}
-        new = [client for client in sorted(failures) if (client, task) not in self._failing]
-        self._failing = {one for one in self._failing if one[1] != task}
-        self._failing |= {(client, task) for client in failures}
-        for place, client in enumerate(sorted(failures, key=lambda c: c not in new)):
-            shown = client in new and (place < _SHOWN_FAILURES or len(new) <= _SHOWN_FAILURES)
-            level = logging.WARNING if shown else logging.DEBUG
-            reason = failures[client]
-            _LOG.log(level, "round %d, client %s failed to %s: %s", number, client, task, reason)
-        if len(new) > _SHOWN_FAILURES:
-            more = len(new) - _SHOWN_FAILURES
-            _LOG.warning("round %d, %d more clients failed to %s", number, more, task)
 
     def _exchange(self, number: int, *, evaluate: bool) -> Phase:
         """Configure, send, receive, inspect."""

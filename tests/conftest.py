@@ -1,9 +1,16 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator, Sequence
 
+import pytest
 import torch
 from hypothesis import settings
+from omegaconf import DictConfig
+
+import fedmoe.config
+from fedmoe.configuration.composition import Composer
+from fedmoe.configuration.words import Word
 
 # Two threads on a busy machine make the small products of these tests ten times slower.
 torch.set_num_threads(1)
@@ -12,3 +19,26 @@ torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+class RememberingComposer(Composer):
+    """Composes the package's own YAML for the same words once: it takes longer than most tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._composed: dict[tuple[tuple[Word, ...], bool], DictConfig] = {}
+
+    def compose(self, words: Sequence[Word], sweep: bool = False) -> DictConfig:
+        key = tuple(words), sweep
+        if key not in self._composed:
+            self._composed[key] = super().compose(words, sweep)
+        return self._composed[key]  # whoever asks copies it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_compositions() -> Iterator[None]:
+    """`load_config` with the same words reads no YAML; what it reads of them is checked as ever."""
+    composer = RememberingComposer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fedmoe.config, "default_composer", lambda: composer)
+        yield

@@ -106,7 +106,7 @@ _ALL = [
         name="fedavg_moe",
         words=(
             "strategy=fedavg", "model=moe", "model/router=softmax", "model.combine=probabilities",
-            "model.router.top_k=${model.num_experts}",
+            "model.router.top_k=${model.num_experts}", "model.losses.importance=0",
         ),
         by_family=_EXPERTS, own=("model.num_experts=3", "model.num_experts=4"),
     ),

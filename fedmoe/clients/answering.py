@@ -7,21 +7,19 @@ Letters: C messages, n of them in a group.
 """
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType
 
 from fedmoe.clients.experiment import Experiment, load_experiment
 from fedmoe.clients.local import evaluate_clients, train_clients
-from fedmoe.clients.requests import EvaluateRequest, Settings, TrainRequest
+from fedmoe.clients.reading import Asked, read_asked
+from fedmoe.clients.requests import EvaluateRequest, TrainRequest
 from fedmoe.clients.states import ContextStates, States
 from fedmoe.data.federation import Ints
-from fedmoe.insight import Guidance
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Records, Stack, gather, shared, signature_of
+from fedmoe.messages.arrays import Records, Stack, gather, shared
 from fedmoe.messages.broadcast import distinct_contents
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
@@ -70,10 +68,10 @@ def answer_cohort(
         One reply per message, in order; an error reply where a client failed.
     """
     answering = _Answering(experiment, clients, states)
-    groups: dict[tuple[object, ...], list[_Asked]] = {}
+    groups: dict[tuple[object, ...], list[Asked]] = {}
     for content, kind, places in distinct_contents(messages):
         try:
-            asked = _read(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
+            asked = read_asked(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
         except Exception as error:
             answering.fail(places, error)
         else:
@@ -85,24 +83,6 @@ def answer_cohort(
     return Replies(messages, answering.parts, plain)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What one content asks of the clients at the given places among the messages, (n,)."""
-
-    kind: str
-    places: Ints
-    settings: Settings
-    arrays: ArrayRecord | None
-    guidance: Guidance | None
-    extras: Mapping[str, ArrayRecord]
-
-    def shape(self) -> tuple[object, ...]:
-        """What is asked in equal shape can be answered as one cohort."""
-        guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
-        extras = tuple((key, str(signature_of(r))) for key, r in self.extras.items())
-        return self.kind, self.settings, self.arrays is None, guided, extras
-
-
 class _Answering:
     """Collects the answers of one call."""
 
@@ -111,7 +91,7 @@ class _Answering:
         self.parts: list[Part] = []
         self.errors: dict[int, Error] = {}
 
-    def answer(self, group: Sequence[_Asked]) -> None:
+    def answer(self, group: Sequence[Asked]) -> None:
         """All as one cohort, or else in parts without whoever is at fault."""
         places = np.concatenate([asked.places for asked in group])
         source = np.repeat(np.arange(len(group)), [len(asked.places) for asked in group])
@@ -120,7 +100,7 @@ class _Answering:
             places, source = places[order], source[order]
         self._answer(group, places, source)
 
-    def _answer(self, group: Sequence[_Asked], places: Ints, source: Ints) -> None:
+    def _answer(self, group: Sequence[Asked], places: Ints, source: Ints) -> None:
         """Those at the places (n,), who were asked `group[source]`, or else each half of them."""
         try:
             self.parts.append(Part(places, self._as_cohort(group, source, self.clients[places])))
@@ -133,7 +113,7 @@ class _Answering:
                 asked, own = np.unique(source[half], return_inverse=True)
                 self._answer([group[n] for n in asked.tolist()], places[half], own)
 
-    def _as_cohort(self, group: Sequence[_Asked], source: Ints, clients: Ints) -> Records:
+    def _as_cohort(self, group: Sequence[Asked], source: Ints, clients: Ints) -> Records:
         """Answer the clients (n,); what each was asked is `group[source]`, the same in shape."""
         first = group[0]
         sent = [asked.arrays for asked in group if asked.arrays is not None]
@@ -171,82 +151,6 @@ def _gathered(records: Sequence[ArrayRecord], source: Ints) -> Parameters:
     if shared(records):
         return gather(records[:1])
     return Stack(gather(records)).take(source).tensors
-
-
-def _read(content: RecordDict, kind: str, places: Ints, reads: Sequence[str]) -> _Asked:
-    """Turn a message's content into a request.
-
-    Args:
-        content: of the message.
-        kind: Flower's message type.
-        places: who was sent it.
-        reads: keys of further array records that a train message may have.
-
-    Raises:
-        ValueError: the message is of an unknown kind or malformed.
-    """
-    arrays = _get_arrays(content, words.ARRAYS)
-    if kind == MessageType.EVALUATE:
-        extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
-        return _Asked(kind, places, settings_of(content), arrays, None, extras)
-    if kind != MessageType.TRAIN:
-        raise ValueError(f"no handler for messages of type {kind!r}")
-    found = [(key, _get_arrays(content, key)) for key in reads]
-    found.append((words.EXPERTS, _experts(content)))
-    extras = {key: record for key, record in found if record is not None}
-    return _Asked(kind, places, settings_of(content), arrays, words.get_guidance(content), extras)
-
-
-def _experts(content: RecordDict) -> ArrayRecord | None:
-    record = _get_arrays(content, words.EXPERTS)
-    if record is None:
-        return None
-    if signature_of(record).keys() != {"index"}:
-        raise ValueError(f"record {words.EXPERTS!r} must hold the array index")
-    shape, dtype = signature_of(record)["index"]
-    if len(shape) != 1 or dtype != "int64":
-        raise ValueError(f"experts' index is {dtype} {shape}, expected int64 (M,)")
-    return record
-
-
-def _get_arrays(content: RecordDict, key: str) -> ArrayRecord | None:
-    record = content.get(key)
-    if record is not None and not isinstance(record, ArrayRecord):
-        raise ValueError(f"record {key!r} must be an ArrayRecord")
-    return record
-
-
-def settings_of(content: RecordDict) -> Settings:
-    """What a message sets.
-
-    Raises:
-        ValueError: a setting is not what it must be.
-    """
-    config = words.get_config(content)
-    wanted = config.get(words.WANTED_PAYLOADS)
-    if isinstance(wanted, list):
-        raise ValueError(f"config {words.WANTED_PAYLOADS!r} must be one text, got {wanted!r}")
-    return Settings(
-        round=int(_number(config, words.SERVER_ROUND, 0)),
-        proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
-        prior_strength=_strength(config),
-        payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
-        prototype_min_count=int(_number(config, words.PROTOTYPE_MIN_COUNT, 1)),
-    )
-
-
-def _strength(config: ConfigRecord) -> float:
-    value = _number(config, words.PRIOR_STRENGTH, 1.0)
-    if not 0 < value < math.inf:
-        raise ValueError(f"config {words.PRIOR_STRENGTH!r} must be above 0, got {value}")
-    return value
-
-
-def _number(config: ConfigRecord, key: str, default: float) -> float:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"config {key!r} must be a number, got {value!r}")
-    return float(value)
 
 
 def _failure(error: Exception) -> Error:

@@ -3,34 +3,25 @@
 Letters: C clients of the cohort, E experts, M experts that a client was sent.
 """
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmoe.clients.cohorts import KeptState, cohort_of
 from fedmoe.clients.experiment import Experiment
-from fedmoe.clients.experts import (
-    check_index,
-    difference,
-    held_rows,
-    held_state,
-    with_rows,
-    with_state,
-)
-from fedmoe.clients.guided import guided_prior, guided_terms
-from fedmoe.clients.load import federation_load
+from fedmoe.clients.experts import check_index, difference, held_rows, with_rows
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
 from fedmoe.messages.arrays import Records, Stack
 from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.profiling import section
-from fedmoe.training.cohort import Cohort, Trained, train_cohort
+from fedmoe.training.cohort import Trained, train_cohort
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
-from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Term
 from fedmoe.training.watch import RouterWatch
@@ -226,74 +217,19 @@ class Job:
         held = self.experts if experts is None else experts
         experiment = self.experiment
         kept = None if experiment.config.training.reset_optimizer else optimizer
-        cohort = self._cohort(params, epochs, frozen, terms, prior, kept, held)
+        state = KeptState(self, kept, params.keys() - frozen, held) if kept else None
+        cohort = cohort_of(
+            self, params, epochs=epochs, frozen=frozen, still=still, terms=terms, prior=prior,
+            state=state,
+        )  # fmt: skip
         with section("train"):
             trained = train_cohort(
                 self.model_of(params), experiment.data.task, self.samples.pool,
-                experiment.config.training, replace(cohort, still=still),
-                experiment.router_losses,
+                experiment.config.training, cohort, experiment.router_losses,
             )  # fmt: skip
-        if kept is not None and trained.optimizer_state:
-            state = trained.optimizer_state
-            if held is not None:
-                fresh = self._fresh_state(params.keys() - frozen)
-                state = with_state(self.own(kept, fresh), held, state)
-            self.keep(kept, state)
+        if state is not None:
+            state.keep(trained.optimizer_state)
         return trained
-
-    def _cohort(
-        self,
-        params: Parameters,
-        epochs: int | None,
-        frozen: frozenset[str],
-        terms: Sequence[Term],
-        prior: Prior | None,
-        optimizer: str | None,
-        held: Tensor | None,
-    ) -> Cohort:
-        config, request, count = self.experiment.config.training, self.request, len(self.clients)
-        wide = self.each(params)
-        asked, insight = list[Term](), False
-        if isinstance(request, TrainRequest):
-            asked = guided_terms(self.experiment, request, self.samples, wide)
-            prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
-            insight = request.settings.payloads is not None
-        state = None
-        if optimizer is not None:
-            state = self._optimizer_state(optimizer, wide.keys() - frozen, held)
-        return Cohort(
-            client_C=self.clients,
-            rows_Cn=self.samples.rows_Cn,
-            count_C=self.samples.count_C,
-            params=wide,
-            seed=self.experiment.config.seed,
-            round=request.settings.round,
-            epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
-            lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
-            optimizer_state=state,
-            terms=[*asked, *terms],
-            prior=prior,
-            federation=federation_load(self),
-            wants_gradient_norms=insight,
-            wants_optimizer_state=optimizer is not None,
-            frozen=frozen,
-        )
-
-    def _optimizer_state(
-        self, key: str, moving: Set[str], held: Tensor | None
-    ) -> Parameters | None:
-        """What the clients go on from; `None` if all begin."""
-        found = self.states.read(key, self.clients, self._fresh_state(moving))
-        if found is None:
-            return None
-        found = {n: value.to(self.experiment.device) for n, value in found.items()}
-        return found if held is None else held_state(found, held)
-
-    def _fresh_state(self, moving: Set[str]) -> Parameters:
-        """The optimiser's, for some of the model's parameters with all experts; (1, ...)."""
-        initial = self.experiment.initial
-        whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
-        return make_optimizer(self.experiment.config.training).initial_state(whole)
 
     def score(self, params: Parameters, part: Part, watch: RouterWatch | None = None) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data.

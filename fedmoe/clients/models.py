@@ -4,9 +4,9 @@ import numpy as np
 from flwr.app import Message
 from torch import nn
 
-from fedmoe.clients.answering import settings_of
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.job import Job
+from fedmoe.clients.reading import settings_of
 from fedmoe.clients.requests import EvaluateRequest
 from fedmoe.clients.states import StackedStates, States
 from fedmoe.messages import words

@@ -9,7 +9,8 @@ from fedmoe.errors import ReplyError
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.array_checks import check_arrays
-from fedmoe.messages.arrays import Signature, content_bytes, signature_of, tensors_of
+from fedmoe.messages.arrays import Signature, signature_of, tensors_of
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.schema import RuntimeBase
 
 _REASON_LENGTH = 300

@@ -7,7 +7,7 @@ there is no second code path.
 
 Everything happens on the device of the pool, and nothing waits for it before the end.
 
-Letters: C clients, n most samples of a client, B batch, S steps, A clients active at a step.
+Letters: C clients, n most samples of a client.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, StackedModule
 from fedmoe.models.router_losses import FederationLoad, RouterLosses
 from fedmoe.schema import TrainingConfig
-from fedmoe.training.batches import Schedule, hash_keys, make_schedule, step_keys, steps_per_epoch
+from fedmoe.training.batches import hash_keys, steps_per_epoch
 from fedmoe.training.chunks import capacity, even_chunks
-from fedmoe.training.gradients import Found
-from fedmoe.training.optimizers import Optimizer, make_optimizer
+from fedmoe.training.optimizers import make_optimizer
 from fedmoe.training.pool import Pool
-from fedmoe.training.steps import Batch, Differentiate, differentiation
-from fedmoe.training.terms import Prior, Term, copy_rows, take, take_first, take_rows
+from fedmoe.training.steps import differentiation
+from fedmoe.training.terms import Prior, Term, copy_rows, take, take_rows
+from fedmoe.training.trainer import Rest, Trainer
 
 _NO_LOSSES = RouterLosses()
 
@@ -156,12 +155,12 @@ def train_cohort(
     draws: AbstractContextManager[None] = nullcontext()
     if not isinstance(model, StackedModule) or model.draws:
         draws = _seeded(cohort, pool.device)
-    parts: list[_Rest] = []
+    parts: list[Rest] = []
     with draws:
         for chunk in even_chunks(len(order), most):
             part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
             differentiate = differentiation(model, task, part.terms, router_losses)
-            trainer = _Trainer(
+            trainer = Trainer(
                 differentiate, pool, make_optimizer(config), config.batch_size,
                 isinstance(model, StackedModule) and model.wants_keys,
             )  # fmt: skip
@@ -187,100 +186,3 @@ def _join(values: Sequence[Any], back: Tensor) -> Any:
     if isinstance(values[0], dict):
         return {name: _join([value[name] for value in values], back) for name in values[0]}
     return (values[0] if len(values) == 1 else torch.cat(tuple(values))).index_select(0, back)
-
-
-class _Rest(NamedTuple):
-    """What training leaves besides the parameters; see `Trained`."""
-
-    optimizer_state: Parameters
-    first_loss_C: Tensor
-    final_loss_C: Tensor
-    mean_grad_C: Tensor
-    std_grad_C: Tensor
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """Trains a chunk of a cohort whose clients are ordered by falling number of steps.
-
-    Attributes:
-        differentiate: the way to the gradient of a step.
-        pool: where the rows lie.
-        optimizer: what makes a step of the gradient.
-        batch_size: samples per step.
-        wants_keys: whether a router draws.
-    """
-
-    differentiate: Differentiate
-    pool: Pool
-    optimizer: Optimizer
-    batch_size: int
-    wants_keys: bool
-
-    def train(self, cohort: Cohort) -> _Rest:
-        """Train one chunk; its parameters and state are changed in place."""
-        schedule = make_schedule(
-            rows_Cn=cohort.rows_Cn, count_C=cohort.count_C, client_C=cohort.client_C,
-            epochs_C=cohort.epochs_C, batch_size=self.batch_size, seed=cohort.seed,
-            round=cohort.round,
-        )  # fmt: skip
-        state = cohort.optimizer_state
-        if state is None:
-            params = {n: p for n, p in cohort.params.items() if n not in cohort.frozen}
-            state = self.optimizer.initial_state(params)
-        moving, moving_state = cohort.moving(cohort.params), cohort.moving(state)
-        like = next(iter(cohort.params.values()))
-        rows_SCB = torch.from_numpy(schedule.rows_SCB).to(like.device)
-        weight_SCB = torch.from_numpy(schedule.weight_SCB()).to(like)
-        width_S = schedule.samples_SC.max(axis=1, initial=0)
-        key_SC = None
-        if self.wants_keys:
-            keys = step_keys(cohort.seed, cohort.round, cohort.client_C, len(width_S))
-            key_SC = torch.from_numpy(keys).to(like.device)
-        federation = cohort.federation
-        loss_SC = like.new_zeros(schedule.samples_SC.shape)
-        norm_SC = torch.zeros_like(loss_SC) if cohort.wants_gradient_norms else None
-        active = -1
-        for step, (now, width) in enumerate(zip(schedule.active_S, width_S, strict=True)):
-            if now != active:
-                active = int(now)
-                views, moves = take_first(cohort.params, active), take_first(moving, active)
-                state_views = take_first(moving_state, active)
-                if cohort.federation is not None:
-                    federation = FederationLoad(*(v[:active] for v in cohort.federation))
-            x, target = self.pool.batch(rows_SCB[step, :active, :width])
-            weight = weight_SCB[step, :active, :width]
-            key = None if key_SC is None else key_SC[step, :active]
-            batch = Batch(x, target, weight, key, federation)
-            loss_SC[step, :active], gradient = self.differentiate(views, batch)
-            if norm_SC is not None or cohort.frozen or cohort.still:
-                found = Found(cohort.moving(gradient.tensors()))
-                gradient = found
-                if norm_SC is not None:
-                    norm_SC[step, :active] = found.norm_C()
-            self.optimizer.step(moves, gradient, state_views, cohort.lr_C[:active])
-            if cohort.prior is not None:
-                cohort.prior.pull(moves, cohort.lr_C[:active])
-        kept = state if cohort.wants_optimizer_state else {}
-        return _Rest(kept, *_summarise(schedule, cohort, loss_SC, norm_SC))
-
-
-def _summarise(
-    schedule: Schedule, cohort: Cohort, loss_SC: Tensor, norm_SC: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First and last epoch's mean loss; mean and deviation of the gradient norm."""
-
-    def weighted(values_SC: Tensor, weight_SC: Ints | NDArray[np.bool_]) -> Tensor:
-        share_SC = weight_SC / np.maximum(weight_SC.sum(axis=0), 1)
-        return (values_SC * torch.from_numpy(share_SC).to(values_SC)).sum(dim=0)
-
-    samples_SC, epoch_SC = schedule.samples_SC, schedule.epoch_SC
-    first_C = weighted(loss_SC, samples_SC * (epoch_SC == 0))
-    last_C = weighted(loss_SC, samples_SC * (epoch_SC == cohort.epochs_C - 1))
-    if norm_SC is None:
-        unknown_C = torch.full_like(first_C, torch.nan)
-        return first_C, last_C, unknown_C, unknown_C
-    taken_SC = samples_SC > 0
-    mean_C = weighted(norm_SC, taken_SC)
-    variance_C = weighted((norm_SC - mean_C).square(), taken_SC)
-    return first_C, last_C, mean_C, variance_C.sqrt()

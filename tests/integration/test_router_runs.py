@@ -45,6 +45,19 @@ def test_every_evaluated_round_is_written_and_the_last_one_summed_up(
     assert f"router   {alive} of {EXPERTS} experts alive, entropy of" in capsys.readouterr().out
 
 
+def test_experts_stay_alive_by_default(tmp_path: Path) -> None:
+    """The table of docs/router-metrics.md has more seeds and partitions."""
+    skewed = [
+        "+experiment=fedavg", "model=moe", "partition.alpha=0.5", "tracking.plots=false",
+        "tracking.progress=none", "tracking.log_level=ERROR", "rounds=30", "evaluate_every=30",
+    ]  # fmt: skip
+    for seed in (0, 1):
+        run(skewed, tmp_path / str(seed), f"seed={seed}")
+        run(skewed, tmp_path / f"{seed}-without", f"seed={seed}", "model.losses.importance=0")
+        assert summary(tmp_path / str(seed))["routing"]["dead_experts"] <= 1
+        assert summary(tmp_path / f"{seed}-without")["routing"]["dead_experts"] >= 2
+
+
 @pytest.mark.parametrize("words", [RUNS["fedavg"], RUNS["insight"]])
 def test_a_run_without_a_router_says_nothing_of_one(words: list[str], tmp_path: Path) -> None:
     run(words, tmp_path, "rounds=1", "tracking.plots=true")

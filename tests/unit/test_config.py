@@ -224,7 +224,7 @@ def test_the_defaults_of_a_mixture_are_the_documented_ones() -> None:
         "combine": "outputs",
         "router": {"name": "softmax", "top_k": 2},
         "losses": {
-            "importance": 0.0,
+            "importance": 0.03,
             "load": 0.0,
             "balance": 0.01,
             "z": 0.0,

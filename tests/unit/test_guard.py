@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
-from fedmoe.messages.arrays import CohortRecord, Stack, content_bytes, stack_of, to_record
+from fedmoe.messages.arrays import CohortRecord, Stack, stack_of, to_record
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.schema import InProcessConfig
 
 NODES = (2, 3, 4, 5)

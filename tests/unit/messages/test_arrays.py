@@ -9,7 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 
-from fedmoe.messages import arrays
+from fedmoe.messages import arrays, sizes
 from fedmoe.messages.arrays import CohortRecord, Stack, gather
 from fedmoe.messages.seams import ensure_task_identity
 
@@ -62,7 +62,7 @@ def test_no_array_is_made_until_somebody_looks(
     monkeypatch.setattr(arrays, "Array", make)
     records = [CohortRecord(stack, row) for row in range(4)]
     content = RecordDict({"arrays": records[0]})
-    arrays.content_bytes(content)
+    sizes.content_bytes(content)
     arrays.detached(content)
     gather(records)
     assert not made
@@ -108,8 +108,8 @@ def test_bytes_are_those_of_the_serialised_arrays(stack: Stack) -> None:
     )
     serialised = sum(len(array.data) for array in ordinary(stack, 0).values())
     words = len("loss") + 8 + len("word") + 3 + len("raw") + 3 + len("x") + 8 + len("many") + 16
-    assert arrays.content_bytes(content) == serialised + words
-    assert arrays.content_bytes(RecordDict({"a": ordinary(stack, 0)})) == serialised
+    assert sizes.content_bytes(content) == serialised + words
+    assert sizes.content_bytes(RecordDict({"a": ordinary(stack, 0)})) == serialised
 
 
 def test_plain_records_survive_flowers_serialisation(stack: Stack) -> None:

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedmoe.messages.arrays import Records, Stack, content_bytes, stack_of, to_record
+from fedmoe.messages.arrays import Records, Stack, stack_of, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.parts import Part, example_weights, weighted_sum
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
+from fedmoe.messages.sizes import content_bytes
 
 Arrays = dict[str, NDArray[Any]]
 Numbers = dict[str, int | float]

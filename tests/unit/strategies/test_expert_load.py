@@ -33,6 +33,7 @@ STRATEGIES = {
 }  # fmt: skip
 BALANCED = [
     "model/router=softmax", f"model.router.top_k={TOP}", f"model.losses.balance={WEIGHT}",
+    "model.losses.importance=0",
     "model.losses.scope=federation",
 ]  # fmt: skip
 

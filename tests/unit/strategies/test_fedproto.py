@@ -22,11 +22,12 @@ from fedmoe.config import load_config, to_json
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
 from fedmoe.guard import ReplyGuard
-from fedmoe.messages.arrays import Stack, content_bytes, from_record, to_record
+from fedmoe.messages.arrays import Stack, from_record, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import ensure_task_identity
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.simulations import ContextGrid, InProcessGrid
 from fedmoe.strategies import FedProto, build_strategy
 from fedmoe.strategies.state import restore_strategy, strategy_state

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fedmoe.clients import Experiment
 from fedmoe.data.federation import Ints
-from fedmoe.messages.arrays import content_bytes, plain
+from fedmoe.messages.arrays import plain
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import wire_bytes, with_content
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.simulations import InProcessGrid
 
 Way = Literal["down", "up"]

@@ -130,7 +130,10 @@ def config_of(*words: str) -> ExperimentConfig:
 # Adam takes a rounding error for a direction where the gradient is 0, as at an idle expert.
 CASES = [
     *((training, []) for training in TRAINING),
-    ("momentum", ["model=moe", "model.hidden=[3]", "model.losses.balance=0"]),
+    (
+        "momentum",
+        ["model=moe", "model.hidden=[3]", "model.losses.balance=0", "model.losses.importance=0"],
+    ),
 ]
 every_case = pytest.mark.parametrize(
     ("training", "model"), CASES, ids=[f"{t}-{'moe' if m else 'mlp'}" for t, m in CASES]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from fedmoe.clients import Experiment, answer, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
-from fedmoe.messages.arrays import content_bytes, from_record, plain, to_record
+from fedmoe.messages.arrays import from_record, plain, to_record
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import ensure_task_identity, wire_bytes, with_content
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.models.heads import head_names
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.simulations import ContextGrid, InProcessGrid

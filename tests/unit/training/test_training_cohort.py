@@ -172,7 +172,7 @@ def test_a_batch_of_all_samples_is_no_larger_than_they_are(batch_size: int) -> N
     setup = Setup(
         model="linear", kind="classification", config=config, counts=[9] * 5, epochs=[1] * 5
     )
-    with mock.patch("fedmoe.training.cohort._Trainer.train", autospec=True) as trainer:
+    with mock.patch("fedmoe.training.trainer.Trainer.train", autospec=True) as trainer:
         trainer.side_effect = ZeroDivisionError
         with pytest.raises(ZeroDivisionError):
             train(setup, setup.cohort())

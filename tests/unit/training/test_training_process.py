@@ -16,14 +16,16 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     import resource
 
     assert keep_freed_memory()
-    megabyte = 2**20 // 4
+    pages = 10 * 10 * 2**20 // resource.getpagesize()
     faults = []
-    for _ in range(6):
+    # Smaller by 1 % the second time: a block is aligned, and does not fit into the place of one
+    # of its own size, so that the heap grows for some more rounds.
+    for size in (10 * 2**20, 99 * 2**20 // 10):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        stacks = [torch.ones(size * megabyte) for size in (20, 12, 20)]
+        stacks = [torch.ones(size // 4) for _ in range(10)]
         del stacks
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults[2:]) < 52 * 256 / 10  # pages of 4 KiB
+    assert faults[1] < pages / 10
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
