@@ -15,22 +15,19 @@ from typing import TYPE_CHECKING, Any, Self
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedmoe.clients import Client, Experiment, load_experiment
+from fedmoe.clients import Client, Experiment
 from fedmoe.clients.models import global_model
 from fedmoe.clients.requests import EvaluateRequest
 from fedmoe.clients.states import States
-from fedmoe.config import to_json
 from fedmoe.configuration.parts import Parts, composed, counted
 from fedmoe.errors import ConfigError, FedmoeError, RunError
+from fedmoe.federation import Federation
 from fedmoe.insight import Memory, MetaLearner
-from fedmoe.messages.arrays import to_record
 from fedmoe.models import Expert, Router
 from fedmoe.ordered_grid import OrderedGrid
 from fedmoe.run import FederationRun, conduct, open_run_directory
 from fedmoe.run_state import RunState
 from fedmoe.schema import ExperimentConfig
-from fedmoe.standing import Standing
-from fedmoe.strategies import build_strategy
 from fedmoe.tracking import RunDirectory, configure_logging
 
 if TYPE_CHECKING:
@@ -48,6 +45,7 @@ class Server:
 
     Attributes:
         config: the experiment.
+        federation: its data, grid and standing.
         directory: the run directory; `None` before the first `run`.
     """
 
@@ -86,67 +84,44 @@ class Server:
         """
         if config is not None and (overrides or keywords):
             raise ConfigError("config is composed already: it takes no overrides or keywords")
-        self._learner, self._grid, self._began = meta_learner, grid, False
-        self._num_clients = counted(num_clients, clients)
+        wanted = counted(num_clients, clients)
         parts = Parts(
-            num_clients=self._num_clients if grid is None else None,
+            num_clients=wanted if grid is None else None,
             experts=experts, router=router, meta_learner=meta_learner,
         )  # fmt: skip
         self.config = parts.written_into(config) if config else composed(overrides, keywords, parts)
+        self.federation = Federation(self.config, wanted, meta_learner, grid)
         self.directory: RunDirectory | None = None
         self._run_dir = None if run_dir is None else Path(run_dir)
         if clients:
             self.clients = [client.join(self) for client in clients]
-        self._go_on_from = None if self.config.resume is None else Path(self.config.resume)
 
-    @cached_property
+    @property
     def experiment(self) -> Experiment:
         """Configuration, data and model.
 
         Raises:
             FedmoeError: the data cannot be had or divided as asked, or there is no such model.
         """
-        # In a notebook, files and registered models may have changed since they were last read.
-        load_experiment.cache_clear()
-        found = load_experiment(to_json(self.config))
-        wanted = self._num_clients
-        if wanted is not None and wanted != found.data.num_clients:
-            raise ConfigError(
-                f"{wanted} clients were asked for, but {found.data.name} has "
-                f"{found.data.num_clients} natural clients; there must be as many"
-            )
-        return found
+        return self.federation.experiment
 
-    @cached_property
+    @property
     def grid(self) -> "OrderedGrid | InProcessGrid | RayGrid":
         """Whom messages are sent by.
 
         Raises:
             ConfigError: Ray is not installed, or its cluster is not to be had.
         """
-        if self._grid is not None:
-            return self._grid
-        from fedmoe.simulations import build_grid  # late: that package runs this class
+        return self.federation.grid
 
-        return build_grid(self.experiment)
-
-    @cached_property
+    @property
     def state(self) -> RunState:
         """Strategy and standing; those of a checkpoint where a run is resumed.
 
         Raises:
             RunError: there is no checkpoint to resume from.
         """
-        experiment = self.experiment
-        made = RunState(
-            build_strategy(self.config, experiment.data.task, self._learner),
-            Standing(to_record(experiment.shared)),
-            None if isinstance(self.grid, OrderedGrid) else self.grid,
-            torn=self._began,
-        )
-        if self._go_on_from is not None:
-            made.load(self._go_on_from)
-        return made
+        return self.federation.state
 
     @property
     def strategy(self) -> Strategy:
@@ -194,11 +169,11 @@ class Server:
             config, state, grid = self.config, self.state, self.grid
             if rounds is not None:
                 config = replace(config, rounds=state.standing.round + int(rounds))
-            if grid is self._grid:
+            if isinstance(grid, OrderedGrid):
                 nodes = len(list(grid.get_node_ids()))
                 _LOG.info("%d nodes; results go to %s", nodes, directory.path)
             run = FederationRun(self.experiment, config, state, grid, directory, grid.client_id)
-            self._began = True
+            self.federation.began = True
             try:
                 return conduct(run)
             finally:
@@ -256,12 +231,7 @@ class Server:
 
     def close(self) -> None:
         """End the workers, if there are any; whatever is asked next starts others."""
-        grid = self.__dict__.pop("grid", None)
-        state: RunState | None = self.__dict__.pop("state", None)
-        if state is not None and self.directory is not None and state.saved_round >= 0:
-            self._go_on_from = self.directory.path
-        if grid is not None and grid is not self._grid:
-            grid.close()
+        self.federation.close(None if self.directory is None else self.directory.path)
 
     def __enter__(self) -> Self:
         return self

@@ -16,9 +16,11 @@ import torch
 from fedmoe.clients.experts import held_rows, with_rows
 from fedmoe.messages.words import LOAD
 from fedmoe.models import MixtureOfExperts, Parameters
-from fedmoe.models.router_losses import FederationLoad, share_of
+from fedmoe.models.router_losses import TINY, FederationLoad
 from fedmoe.models.routers import LossFreeRouter, balanced_bias
+from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.cohort import Trained
+from fedmoe.training.terms import take
 
 if TYPE_CHECKING:
     from fedmoe.clients.experiment import Experiment
@@ -75,9 +77,32 @@ def exchange_load(job: "Job", trained: Trained) -> Trained:
 
 def _load_of(job: "Job", params: Parameters) -> FederationLoad:
     """Each client's own shares, on its training data."""
-    model = job.model_of(params)
+    sums = routing_sums(job, params)
+    return FederationLoad(*(v / v.sum(dim=1, keepdim=True).clamp_min(TINY) for v in sums))
+
+
+@torch.no_grad()
+def routing_sums(job: "Job", params: Parameters) -> FederationLoad:
+    """What each client's router makes of all its training samples, some clients at a time.
+
+    Args:
+        job: the clients.
+        params: of a mixture, (C, ...) by name, or (1, ...) where all have the same.
+
+    Returns:
+        Sums over the samples instead of shares and means: slots, and probabilities.
+    """
+    model, samples = job.model_of(params), job.samples
     assert isinstance(model, MixtureOfExperts)
-    x, _, real_Cn = job.samples.padded()
-    weight_Cn = real_Cn.to(x.dtype)
-    routing = model.route(params, x)
-    return FederationLoad(*(share_of(v, weight_Cn) for v in (routing.chosen, routing.probs)))
+    router = job.each({n: value for n, value in params.items() if n.startswith("router.")})
+    most = job.experiment.config.training.cohort_size
+    sums_2CE = samples.pool.x_ND.new_zeros(2, len(job.clients), model.num_experts)
+    for chosen, longest in sample_chunks(router, samples.pool, samples.count_C, most):
+        index = torch.from_numpy(chosen).to(samples.pool.device)
+        rows_Cn, count_C = samples.rows_Cn[chosen, :longest], samples.count_C[chosen]
+        x, _, real_Cn = samples.pool.padded(rows_Cn, count_C)
+        routing = model.route(take(router, index), x)
+        for sums_CE, value_CEn in zip(sums_2CE, (routing.chosen, routing.probs), strict=True):
+            # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
+            sums_CE[index] = value_CEn.where(real_Cn.unsqueeze(1), 0.0).sum(dim=2)
+    return FederationLoad(*sums_2CE)

@@ -55,10 +55,12 @@ class StackedModule(nn.Module):
     Attributes:
         draws: whether it may draw from torch's own generator, as dropout does.
         wants_keys: whether a router of it draws, by `StepContext.key_C`.
+        undecayed: names of parameters that are no weights, and that weight decay leaves alone.
     """
 
     draws = False
     wants_keys = False
+    undecayed: frozenset[str] = frozenset()
 
     def apply_parameters(
         self, params: Mapping[str, Tensor], x: Tensor, context: StepContext | None = None

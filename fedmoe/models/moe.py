@@ -88,6 +88,7 @@ class MixtureOfExperts(WrittenModule):
         self.experts = ParameterTree(stack_of(modules))
         self._kind = Experts(modules[0], len(experts))
         self.wants_keys = router.wants_keys
+        self.undecayed = frozenset(f"router.{name}" for name in router.undecayed)
         self.draws = not isinstance(modules[0], StackedModule) or modules[0].draws
         self._names = {
             part: {name: f"{part}.{name}" for name, _ in getattr(self, part).named_parameters()}

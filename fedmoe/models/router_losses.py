@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmoe.models.routing import Routing, behind_softmax
 
-_TINY = 1e-12
+TINY = 1e-12
 
 
 class FederationLoad(NamedTuple):
@@ -111,7 +111,7 @@ def _demand(routing: Routing) -> Tensor:
 def share_of(values_CEB: Tensor, weight_CB: Tensor) -> Tensor:
     """(C, E): each expert's share of some non-negative values; 0 for a client without samples."""
     total_CE = torch.bmm(values_CEB, weight_CB.unsqueeze(2)).squeeze(2)
-    return total_CE / total_CE.sum(dim=1, keepdim=True).clamp_min(_TINY)
+    return total_CE / total_CE.sum(dim=1, keepdim=True).clamp_min(TINY)
 
 
 def variation(share_CE: Tensor, told_CE: Tensor | None = None) -> Tensor:

@@ -15,7 +15,8 @@ class TrainingConfig:
         optimizer: `sgd` or `adam`.
         learning_rate: step size.
         momentum: of SGD, in [0, 1).
-        weight_decay: L2 penalty, added to the gradient as in `torch.optim`.
+        weight_decay: L2 penalty, added to the gradient as in `torch.optim`, but for what is no
+            weight (`StackedModule.undecayed`).
         epochs: passes over a client's training part per round.
         batch_size: samples per step.
         reset_optimizer: start each round with fresh momentum (or Adam moments), as in the papers.

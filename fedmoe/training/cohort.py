@@ -153,6 +153,7 @@ def train_cohort(
     samples = min(config.batch_size, int(cohort.count_C.max(initial=1)))
     most = capacity(params, pool, samples, config.cohort_size)
     draws: AbstractContextManager[None] = nullcontext()
+    undecayed = model.undecayed if isinstance(model, StackedModule) else frozenset[str]()
     if not isinstance(model, StackedModule) or model.draws:
         draws = _seeded(cohort, pool.device)
     parts: list[Rest] = []
@@ -161,7 +162,7 @@ def train_cohort(
             part = cohort.take(order[chunk], {name: p[chunk] for name, p in params.items()})
             differentiate = differentiation(model, task, part.terms, router_losses)
             trainer = Trainer(
-                differentiate, pool, make_optimizer(config), config.batch_size,
+                differentiate, pool, make_optimizer(config, undecayed), config.batch_size,
                 isinstance(model, StackedModule) and model.wants_keys,
             )  # fmt: skip
             parts.append(trainer.train(part))

@@ -35,10 +35,15 @@ class Optimizer(Protocol):
 
 
 class Sgd:
-    """v <- m v + g;  w <- w - lr v, with weight decay added to g (as `torch.optim.SGD`)."""
+    """v <- m v + g;  w <- w - lr v, with weight decay added to g (as `torch.optim.SGD`).
 
-    def __init__(self, momentum: float, weight_decay: float) -> None:
-        self.momentum, self.weight_decay = momentum, weight_decay
+    Weight decay leaves the parameters named in `undecayed` alone.
+    """
+
+    def __init__(
+        self, momentum: float, weight_decay: float, undecayed: frozenset[str] = frozenset()
+    ) -> None:
+        self.momentum, self.weight_decay, self.undecayed = momentum, weight_decay, undecayed
 
     def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
         """One velocity per parameter, none without momentum."""
@@ -58,17 +63,20 @@ class Sgd:
             moves = gradient.tensors()
         for name, param in params.items():
             move = moves[name]
-            if self.weight_decay:
+            if self.weight_decay and name not in self.undecayed:
                 add = move.add_ if self.momentum else move.add  # a gradient is left as it was
                 move = add(param, alpha=self.weight_decay)
             param.addcmul_(per_client(lr_C, param), move, value=-1)
 
 
 class Adam:
-    """Adam (arXiv 1412.6980, algorithm 1) with L2 weight decay, as `torch.optim.Adam`."""
+    """Adam (arXiv 1412.6980, algorithm 1) with L2 weight decay, as `torch.optim.Adam`.
 
-    def __init__(self, weight_decay: float) -> None:
-        self.weight_decay = weight_decay
+    Weight decay leaves the parameters named in `undecayed` alone.
+    """
+
+    def __init__(self, weight_decay: float, undecayed: frozenset[str] = frozenset()) -> None:
+        self.weight_decay, self.undecayed = weight_decay, undecayed
 
     def initial_state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Both moments per parameter, and each client's own step count."""
@@ -89,7 +97,7 @@ class Adam:
         root_C = (1 - beta_2**step_C).sqrt()
         for name, param in params.items():
             grad = grads[name]
-            if self.weight_decay:
+            if self.weight_decay and name not in self.undecayed:
                 grad = grad.add(param, alpha=self.weight_decay)
             first = state[f"adam.first.{name}"].lerp_(grad, 1 - beta_1)
             second = state[f"adam.second.{name}"].mul_(beta_2)
@@ -99,8 +107,8 @@ class Adam:
             param.addcdiv_(first, spread.div_(per_client(scale_C, param)), value=-1)
 
 
-def make_optimizer(config: TrainingConfig) -> Optimizer:
-    """The optimiser that `training.optimizer` names."""
+def make_optimizer(config: TrainingConfig, undecayed: frozenset[str] = frozenset()) -> Optimizer:
+    """The optimiser that `training.optimizer` names; `undecayed` as in `StackedModule`."""
     if config.optimizer == "adam":
-        return Adam(config.weight_decay)
-    return Sgd(config.momentum, config.weight_decay)
+        return Adam(config.weight_decay, undecayed)
+    return Sgd(config.momentum, config.weight_decay, undecayed)

@@ -289,7 +289,7 @@ def test_a_server_shows_the_clients_that_live_in_the_workers(
     grid: RayGrid, trap: Path, tmp_path: Path
 ) -> None:
     there = Server(config=config_of(trap, *ON_RAY, "strategy=local"), run_dir=tmp_path / "there")
-    there.grid = grid
+    there.federation.grid = grid
     here = Server(config=config_of(trap, "strategy=local"), run_dir=tmp_path / "here")
     for server in (there, here):
         server.run(rounds=1)

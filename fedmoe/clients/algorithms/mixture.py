@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmoe.clients.load import routing_sums
 from fedmoe.data.federation import Part, Task
 from fedmoe.models import MixtureOfExperts, Parameters
 from fedmoe.training.chunks import capacity, even_chunks
@@ -71,16 +72,9 @@ def mean_fit(found: Evidence) -> Tensor:
     return (total_CE / found.real_Cn.sum(dim=1, keepdim=True)).clamp_max(0)
 
 
-@torch.no_grad()
 def routed_examples(job: "Job", params: Parameters) -> Tensor:
     """How many training samples each client's router sends to each expert, (C, E)."""
-    model = job.model_of(params)
-    assert isinstance(model, MixtureOfExperts)
-    x, _, real_Cn = job.samples.padded()
-    count = len(job.clients)
-    own = {name: value.expand(count, *value.shape[1:]) for name, value in params.items()}
-    routing = model.route(own, x)
-    return torch.einsum("cen,cn->ce", routing.chosen, real_Cn.to(x.dtype))
+    return routing_sums(job, params).load_CE
 
 
 def _rows(value: Tensor, index: Tensor, clients: int) -> Tensor:

@@ -40,6 +40,11 @@ class Router:
         """How many experts answer for a sample, on average."""
         return self.num_experts
 
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Names of parameters that are no weights, and that weight decay leaves alone."""
+        return frozenset()
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """Fresh parameters by name, expert axis first; drawn from torch's own generator."""
         return {

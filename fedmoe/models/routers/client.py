@@ -23,6 +23,11 @@ class ClientRouter(FixedRouter):
         """See `Router`."""
         return 1
 
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """See `Router`."""
+        return frozenset({"assignment"})
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`: the scores, which start equal."""
         del num_features

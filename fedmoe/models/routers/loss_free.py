@@ -38,6 +38,11 @@ class LossFreeRouter(Router):
         """See `Router`."""
         return self.top_k
 
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """See `Router`."""
+        return frozenset({"balance_bias"})
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`; no gradient reaches the bias on the choice."""
         bias = nn.Parameter(torch.zeros(self.num_experts))

@@ -25,6 +25,11 @@ class PriorRouter(Router):
 
     gate: bool = True
 
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """See `Router`."""
+        return frozenset({"prior"})
+
     def parameters(self, num_features: int) -> dict[str, nn.Parameter]:
         """See `Router`; the prior starts uniform."""
         prior = {"prior": nn.Parameter(torch.zeros(self.num_experts))}

@@ -1,4 +1,5 @@
 # Training of mixtures under every router: a cohort against one client at a time, step by step.
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ CONFIG = TrainingConfig(
     optimizer="sgd", learning_rate=RATE, momentum=0.0, weight_decay=0.0, epochs=1,
     batch_size=BATCH, reset_optimizer=True, cohort_size=100, num_threads=1, device="cpu",
 )  # fmt: skip
+NO_WEIGHTS = {"router.prior", "router.assignment", "router.balance_bias"}
 LOSSES = {
     "importance": RouterLosses(importance=0.4, scope="federation"),
     "all": RouterLosses(importance=0.2, load=0.3, balance=0.3, z=0.1),
@@ -118,8 +120,9 @@ def naive_step_loss(
 
 
 def naive_training(
-    model: MixtureOfExperts, start: Parameters, client: int, losses: RouterLosses
-) -> Parameters:
+    model: MixtureOfExperts, start: Parameters, client: int, losses: RouterLosses,
+    decay: float = 0.0,
+) -> Parameters:  # fmt: skip
     params = {name: value[client].clone().requires_grad_() for name, value in start.items()}
     schedule = make_schedule(
         rows_Cn=rows_of(client)[None], count_C=np.array([COUNTS[client]]),
@@ -135,8 +138,9 @@ def naive_training(
             loss, list(params.values()), allow_unused=True, materialize_grads=True
         )
         with torch.no_grad():
-            for value, grad in zip(params.values(), grads, strict=True):
-                value -= RATE * grad
+            for (name, value), grad in zip(params.items(), grads, strict=True):
+                shrink = decay if name not in NO_WEIGHTS else 0.0
+                value -= RATE * (grad + shrink * value)
     return {name: value.detach() for name, value in params.items()}
 
 
@@ -169,6 +173,21 @@ def test_a_client_trains_the_same_alone_and_in_any_cohort(name: str) -> None:
             torch.testing.assert_close(value[0], together[key][client], rtol=1e-9, atol=1e-9)
     for key, value in pair.items():
         torch.testing.assert_close(value, together[key][[2, 0]], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["prior", "prior-alone", "client", "loss-free", "softmax"])
+def test_weight_decay_leaves_alone_what_is_no_weight(name: str) -> None:
+    model = mixture(ROUTERS[name], ())
+    start = {key: 0.5 * value for key, value in random_stack(model, len(COUNTS)).items()}
+    config = replace(CONFIG, weight_decay=0.4)
+    cohort = cohort_of(model, list(range(len(COUNTS))), start)
+    trained = train_cohort(model, TASK, pool(), config, cohort).params
+    for client in range(len(COUNTS)):
+        alone = train_cohort(model, TASK, pool(), config, cohort_of(model, [client], start)).params
+        expected = naive_training(model, start, client, RouterLosses(), decay=0.4)
+        for key, value in expected.items():
+            torch.testing.assert_close(trained[key][client], value, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(alone[key][0], value, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_moves_what_no_gradient_reaches() -> None:

@@ -11,9 +11,16 @@ from mixture_runs import SIZES, experiment_of, run
 from test_mixture_messages import Recording
 from torch import Tensor
 
+from fedmoe.clients.algorithms.mixture import routed_examples
+from fedmoe.clients.job import Job
+from fedmoe.clients.load import routing_sums
+from fedmoe.clients.requests import Settings, TrainRequest
+from fedmoe.clients.states import StackedStates
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.seams import RecordType
+from fedmoe.models import MixtureOfExperts
+from fedmoe.models.routing import Routing
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import StackedFedAvg, build_strategy
 
@@ -197,3 +204,35 @@ def test_the_load_of_the_warm_up_is_forgotten() -> None:
         if (kind, way, client) == ("train", "down", 0)
     ]
     assert told == [False, True, False]
+
+
+def test_many_clients_are_routed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*ONE_STEP, *STRATEGIES["fedavg"], *BALANCED, "training.cohort_size=2"]
+    experiment = experiment_of(words)
+    generator = torch.Generator().manual_seed(5)
+    clients = np.arange(len(SIZES))[::-1].copy()
+    params = {
+        name: torch.randn(len(clients), *value.shape, generator=generator)
+        for name, value in experiment.initial.items()
+    }
+    request = TrainRequest(clients=clients, settings=Settings(), params=params)
+    job = Job(experiment, request, StackedStates())
+    seen, inner = list[int](), MixtureOfExperts.route
+
+    def watched(self: MixtureOfExperts, own: Mapping[str, Tensor], x: Tensor) -> Routing:
+        seen.append(len(x))
+        return inner(self, own, x)
+
+    monkeypatch.setattr(MixtureOfExperts, "route", watched)
+    found = routing_sums(job, params)
+    assert max(seen) == 2 and sum(seen) == len(clients)
+    torch.testing.assert_close(routed_examples(job, params), found.load_CE)
+    plain = PlainClients(experiment)
+    for place, client in enumerate(clients.tolist()):
+        own = {name: value[place].double() for name, value in params.items()}
+        xs = [x for x, _ in plain.samples(client)]
+        expected = shares(own, xs)
+        slots, probs = found.load_CE[place].double(), found.importance_CE[place].double()
+        count = len(xs)
+        torch.testing.assert_close(slots, TOP * count * expected["load"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(probs / count, expected["importance"], rtol=0, atol=1e-6)

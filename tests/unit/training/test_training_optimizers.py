@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,23 @@ def adam(decay: float) -> tuple[Optimizer, Torch]:
     return Adam(decay), theirs
 
 
+def undecayed(name: str) -> tuple[Optimizer, Torch]:
+    """The bias is left alone."""
+
+    def theirs(params: list[Tensor], lr: float) -> torch.optim.Optimizer:
+        weight, bias, scale = params
+        groups: list[dict[str, Any]] = [
+            {"params": [weight, scale]},
+            {"params": [bias], "weight_decay": 0.0},
+        ]
+        if name == "adam":
+            return torch.optim.Adam(groups, lr=lr, weight_decay=0.1)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.6, weight_decay=0.1)
+
+    left_alone = frozenset({"bias"})
+    return (Adam(0.1, left_alone) if name == "adam" else Sgd(0.6, 0.1, left_alone)), theirs
+
+
 RULES = {
     "sgd": sgd(0.0, 0.0),
     "sgd-momentum": sgd(0.9, 0.0),
@@ -37,6 +55,8 @@ RULES = {
     "sgd-both": sgd(0.7, 0.05),
     "adam": adam(0.0),
     "adam-decay": adam(0.1),
+    "sgd-undecayed": undecayed("sgd"),
+    "adam-undecayed": undecayed("adam"),
 }
 every_rule = pytest.mark.parametrize(("ours", "theirs"), RULES.values(), ids=RULES)
 
