@@ -11,6 +11,7 @@ from fedmoe.clients.algorithms import LocalAlgorithm, local_algorithm
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.errors import DataError
+from fedmoe.insight.payloads import Facts, Payloads
 from fedmoe.models import Parameters, parameters_of, router_losses_of
 from fedmoe.models.router_losses import RouterLosses
 from fedmoe.schema import ExperimentConfig
@@ -100,6 +101,11 @@ class Experiment:
         if isinstance(self.data, LazyFederation):
             return np.arange(len(clients))
         return np.argsort(-self.data.parts["train"].counts_K[clients], kind="stable")
+
+    @cached_property
+    def payloads(self) -> Payloads:
+        """What insights may carry."""
+        return Payloads(Facts(self.data.task, self.config.model, self.config.insight))
 
     @cached_property
     def router_losses(self) -> RouterLosses:

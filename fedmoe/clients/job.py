@@ -20,6 +20,7 @@ from fedmoe.clients.experts import (
     with_rows,
     with_state,
 )
+from fedmoe.clients.guidance import Held, held_guidance
 from fedmoe.clients.guided import guided_prior, guided_terms
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
@@ -99,6 +100,16 @@ class Job:
             return None
         check_index(index, self.experiment.model, self.experiment.parts[0])
         return index.to(self.experiment.device).expand(len(self.clients), -1)
+
+    @cached_property
+    def guidance(self) -> Held:
+        """What the clients are guided by; only training is.
+
+        Raises:
+            ValueError: guidance does not fit the task.
+        """
+        assert isinstance(self.request, TrainRequest)
+        return held_guidance(self.experiment, self.request, self.states)
 
     def samples_of(self, part: Part) -> Samples:
         """A part of the clients' data."""
@@ -255,8 +266,8 @@ class Job:
         wide = self.each(params)
         asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
-            asked = guided_terms(self.experiment, request, self.samples, wide)
-            prior = guided_prior(self.experiment, request, self.samples.count_C) or prior
+            asked = guided_terms(request, self.guidance, self.samples, wide)
+            prior = guided_prior(self.experiment, self.guidance, self.samples.count_C) or prior
             insight = request.settings.payloads is not None
         state = None
         if optimizer is not None:

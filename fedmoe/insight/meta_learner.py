@@ -1,19 +1,22 @@
-"""The MetaLearner: observes insights, and turns them into guidance."""
+"""The MetaLearner: observes insights, and turns them into guidance by a list of policies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies import POLICIES
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies import POLICIES, Policy
+from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
-DEFAULT = MetaLearnerConfig(policies=("prior", "prototypes"), prototype_strength=2.0)
-DEFAULT_MEMORY_ROUNDS = 50
+DEFAULT = MetaLearnerConfig(
+    prior=PriorPolicyConfig(), prototypes=PrototypesPolicyConfig(strength=2.0)
+)
 _SUMMARISED = ("final_loss", "loss_improvement", "mean_grad", "uncertainty", "volatility")
+_KEPT_SUMMARIES = 1000
 
 
 class MetaLearner:
@@ -22,48 +25,83 @@ class MetaLearner:
     Attributes:
         config: which policies, and how strong they are.
         memory: what has been observed.
-        history: one summary a round, oldest first.
+        policies: those that are on.
+        history: one summary a round, oldest first; of the last 1,000.
     """
 
     def __init__(self, config: MetaLearnerConfig = DEFAULT, memory: Memory | None = None) -> None:
         """Begin with what is known.
 
         Args:
-            config: by default that of `meta_learner=default`.
-            memory: by default an empty one, as `strategy=insight` has it.
+            config: by default that of `strategy=insight`.
+            memory: by default an empty one, as `insight=default` has it.
         """
         self.config = config
-        self.memory = Memory(DEFAULT_MEMORY_ROUNDS) if memory is None else memory
+        self.memory = Memory() if memory is None else memory
+        self.policies: list[Policy] = [
+            kind(options)
+            for name, kind in POLICIES.items()
+            if (options := getattr(config, name)) is not None
+        ]
         self.history: list[dict[str, Any]] = []
-        self._guidance = Guidance()
+        self._merged: dict[tuple[int, ...], tuple[Guidance, list[Guidance]]] = {}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the payloads that the policies read."""
+        return tuple(dict.fromkeys(name for policy in self.policies for name in policy.reads))
 
     def observe(self, round: int, insights: Sequence[Insight]) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
 
         Returns:
-            The round's summary, see `aggregate`.
+            The round's summary, see `aggregate`, and what the policies decided.
         """
         self.memory.add(insights)
-        self._guidance = self._learn()
-        summary = {"round": round, **aggregate(insights)}
-        self.history.append(summary)
+        self._merged = {}
+        for policy in self.policies:
+            policy.learn(self.memory, round)
+        decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
+        summary = {"round": round, **aggregate(insights), "decisions": decisions}
+        self.history = [*self.history[1 - _KEPT_SUMMARIES :], summary]
         return summary
 
     def guidance(self, client_id: int) -> Guidance:
-        """What this client is to be told."""
-        del client_id  # the policies so far tell everybody the same
-        return self._guidance
+        """What this client is to be told; the same object for clients that are told the same."""
+        advice = [policy.advise(client_id) for policy in self.policies]
+        key = tuple(id(one) for one in advice)
+        if key not in self._merged:
+            # The pieces are kept too: an object that is gone may give its id to another.
+            self._merged[key] = _joined(advice), advice
+        return self._merged[key][0]
 
-    def restore(self, history: list[dict[str, Any]]) -> None:
-        """Go on from a restored memory: guidance is a function of it."""
-        self.history = history
-        self._guidance = self._learn()
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and plain values that `restore` takes: the memory, and what was learned."""
+        arrays, values = self.memory.state()
+        arrays = {f"memory/{name}": array for name, array in arrays.items()}
+        learned: dict[str, Any] = {}
+        for policy in self.policies:
+            own, learned[policy.name] = policy.state()
+            arrays |= {f"{policy.name}/{name}": array for name, array in own.items()}
+        return arrays, {"memory": values, "policies": learned, "summaries": self.history}
 
-    def _learn(self) -> Guidance:
-        guidance = Guidance()
-        for name in self.config.policies:
-            guidance = POLICIES[name](self.memory, self.config, guidance)
-        return guidance
+    def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Go back to a saved state."""
+        self.memory.restore(_below("memory", arrays), values["memory"])
+        self.history, self._merged = list(values["summaries"]), {}
+        for policy in self.policies:
+            own = _below(policy.name, arrays)
+            policy.restore(self.memory, own, values["policies"][policy.name])
+
+
+def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    start = f"{prefix}/"
+    return {n.removeprefix(start): array for n, array in arrays.items() if n.startswith(start)}
+
+
+def _joined(advice: Sequence[Guidance]) -> Guidance:
+    parts = {name: array for one in advice for name, array in one.parts.items()}
+    return Guidance(parts, {name: x for one in advice for name, x in one.numbers.items()})
 
 
 def aggregate(insights: Sequence[Insight]) -> dict[str, Any]:

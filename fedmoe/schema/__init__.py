@@ -19,9 +19,15 @@ from fedmoe.schema.data import (
 )
 from fedmoe.schema.experiment import (
     ExperimentConfig,
-    MetaLearnerConfig,
     StoppingConfig,
     TrackingConfig,
+)
+from fedmoe.schema.insight import (
+    InsightConfig,
+    MetaLearnerConfig,
+    PayloadName,
+    PriorPolicyConfig,
+    PrototypesPolicyConfig,
 )
 from fedmoe.schema.model import (
     ClientRouterConfig,
@@ -70,7 +76,7 @@ from fedmoe.schema.strategy import (
     FedProxConfig,
     FedRepConfig,
     IfcaConfig,
-    InsightConfig,
+    InsightExchangeConfig,
     LocalConfig,
     LocalGlobalConfig,
     StockConfig,
@@ -106,6 +112,7 @@ __all__ = [
     "IidConfig",
     "InProcessConfig",
     "InsightConfig",
+    "InsightExchangeConfig",
     "LabelPermutationConfig",
     "LinearConfig",
     "LocalConfig",
@@ -120,7 +127,10 @@ __all__ = [
     "NoisyRouterConfig",
     "PartitionConfig",
     "PartitionerConfig",
+    "PayloadName",
+    "PriorPolicyConfig",
     "PriorRouterConfig",
+    "PrototypesPolicyConfig",
     "QuantityConfig",
     "RayConfig",
     "RotationConfig",

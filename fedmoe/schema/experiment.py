@@ -1,4 +1,4 @@
-"""The MetaLearner, the records, and the experiment as a whole."""
+"""The records, when to stop, and the experiment as a whole."""
 
 from typing import Annotated, Literal
 
@@ -6,25 +6,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedmoe.schema.data import DataConfig
+from fedmoe.schema.insight import InsightConfig, MetaLearnerConfig
 from fedmoe.schema.model import ModelConfig
 from fedmoe.schema.partition import PartitionConfig
 from fedmoe.schema.runtime import RuntimeConfig
 from fedmoe.schema.strategy import StrategyConfig
 from fedmoe.schema.training import TrainingConfig
 from fedmoe.schema.types import STRICT, Count, NonNegative
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MetaLearnerConfig:
-    """What the MetaLearner makes of the insights.
-
-    Attributes:
-        policies: which kinds of guidance it gives; none gives a control without guidance.
-        prototype_strength: weight of the prototype losses at the client.
-    """
-
-    policies: tuple[Literal["prior", "prototypes"], ...]
-    prototype_strength: NonNegative
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -86,6 +74,7 @@ class ExperimentConfig:
     model: ModelConfig
     training: TrainingConfig
     strategy: StrategyConfig
+    insight: InsightConfig
     meta_learner: MetaLearnerConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig

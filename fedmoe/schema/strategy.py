@@ -190,19 +190,10 @@ class FedProtoConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class InsightConfig(StrategyBase):
-    """Insight exchange: no weights travel; the MetaLearner answers with guidance.
-
-    Attributes:
-        payloads: what a client adds to the scalars of its insight.
-        memory_rounds: rounds of insights kept; older ones are dropped.
-        prototype_min_count: a class with fewer samples at a client sends no prototype.
-    """
+class InsightExchangeConfig(StrategyBase):
+    """Insight exchange: no weights travel; the MetaLearner answers with guidance."""
 
     name: Literal["insight"]
-    payloads: tuple[Literal["prototypes", "statistics"], ...]
-    memory_rounds: Count
-    prototype_min_count: Count
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -241,7 +232,7 @@ StrategyConfig = Annotated[
     | DittoConfig
     | FedRepConfig
     | FedProtoConfig
-    | InsightConfig
+    | InsightExchangeConfig
     | StockConfig
     | CustomStrategyConfig,
     Field(discriminator="name"),

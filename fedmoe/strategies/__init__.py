@@ -15,6 +15,8 @@ from fedmoe.data.drawing import hash_keys
 from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
+from fedmoe.insight.payloads import Facts, Payloads
+from fedmoe.insight.policies import POLICIES
 from fedmoe.messages.words import LOSS
 from fedmoe.models import Parameters, build_model
 from fedmoe.models.heads import head_names, representation_width
@@ -32,7 +34,7 @@ from fedmoe.schema import (
     FedProxConfig,
     FedRepConfig,
     IfcaConfig,
-    InsightConfig,
+    InsightExchangeConfig,
     LocalConfig,
     LocalGlobalConfig,
     MoeConfig,
@@ -41,6 +43,7 @@ from fedmoe.schema import (
 from fedmoe.strategies.assignment import ExpertAssignment
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.ditto import Ditto
+from fedmoe.strategies.exchange import Exchange
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
@@ -50,7 +53,7 @@ from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
 from fedmoe.strategies.ifca import Ifca
-from fedmoe.strategies.insight import InsightExchange
+from fedmoe.strategies.insight import InsightExchange, Insights, with_insights
 from fedmoe.strategies.local import Local
 from fedmoe.strategies.local_global import LocalGlobal
 
@@ -103,24 +106,51 @@ def build_strategy(
     """
     chosen = config.strategy
     common: dict[str, Any] = {"seed": config.seed, "fraction_train": chosen.fraction_train}
-    if isinstance(chosen, InsightConfig):
-        if meta_learner is None:
-            meta_learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
-        return InsightExchange(chosen, meta_learner, task, seed=config.seed)
-    if isinstance(chosen, FedProtoConfig):
-        model = build_model(config.model, task, config.seed)
-        return FedProto(task, representation_width(model, task), **common)
+    if isinstance(chosen, StockConfig | CustomStrategyConfig):
+        return _foreign(config, common)
+    cls = _OURS[type(chosen)]
+    if exchanges_insights(config):
+        if not issubclass(cls, Insights):
+            cls = with_insights(cls)
+        common["exchange"] = _exchange(config, task, meta_learner)
+    return cls(**_server_options(config, task), **common)
+
+
+def exchanges_insights(config: ExperimentConfig) -> bool:
+    """Whether clients tell insights: for their strategy, for a policy, or for the record."""
+    learner = config.meta_learner
+    policies = [name for name in POLICIES if getattr(learner, name) is not None]
+    is_exchange = isinstance(config.strategy, InsightExchangeConfig)
+    return bool(is_exchange or policies or config.insight.payloads)
+
+
+def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | None) -> Exchange:
+    rules = config.insight
+    if meta_learner is None:
+        memory = Memory(rules.memory_rounds, rules.memory_bytes)
+        meta_learner = MetaLearner(config.meta_learner, memory)
+    return Exchange(meta_learner, Payloads(Facts(task, config.model, rules)), rules.payloads)
+
+
+def _foreign(config: ExperimentConfig, common: dict[str, Any]) -> Strategy:
+    """One of Flower's own strategies, or a user's."""
+    chosen = config.strategy
+    if exchanges_insights(config):
+        raise ConfigError(
+            f"strategy={chosen.name}: meta_learner and insight.payloads go with fedmoe's own "
+            "strategies; a strategy of your own may derive from fedmoe.strategies.Insights"
+        )
     if isinstance(chosen, StockConfig):
         # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
-        extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}
+        fraction = common["fraction_train"]
+        extra = {**ONE_IS_ENOUGH, "fraction_train": fraction, "train_loss_key": LOSS}
         return _construct(_stock_class(chosen.class_name), chosen.options, extra)
-    if isinstance(chosen, CustomStrategyConfig):
-        return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
-    return _OURS[type(chosen)](**_server_options(config, task), **common)
+    assert isinstance(chosen, CustomStrategyConfig)
+    return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
 
 
 # What a strategy's file calls for; the client's side of each is in `fedmoe.clients.algorithms`.
-_OURS: dict[type, Factory] = {
+_OURS: dict[type, type[StackedFedAvg]] = {
     LocalConfig: Local,
     FedAvgConfig: FedAvg,
     FedAvgFineTuneConfig: FedAvgFineTune,
@@ -132,6 +162,8 @@ _OURS: dict[type, Factory] = {
     LocalGlobalConfig: LocalGlobal,
     DittoConfig: Ditto,
     FedRepConfig: FedRep,
+    FedProtoConfig: FedProto,
+    InsightExchangeConfig: InsightExchange,
 }
 
 
@@ -150,6 +182,9 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
             "assignment": _assignment(config, chosen),
             **_parting(config, chosen, task),
         }
+    if isinstance(chosen, FedProtoConfig):
+        model = build_model(config.model, task, config.seed)
+        return {"task": task, "width": representation_width(model, task)}
     if isinstance(chosen, IfcaConfig):
         return {
             "starts": _starts(config, chosen, task),

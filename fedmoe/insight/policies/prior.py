@@ -14,14 +14,16 @@ that is learned here. One rho is shared by all coefficients and outputs.
 Letters: K clients, P coefficients (bias last), O outputs, N samples of all clients.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.base import Policy
+from fedmoe.schema import PriorPolicyConfig
 
 Doubles = NDArray[np.float64]
 
@@ -102,24 +104,36 @@ def fit(statistics: Statistics) -> EmpiricalBayes:
     return statistics.estimate(float(np.exp(found.x)))
 
 
-def apply(memory: Memory, config: MetaLearnerConfig, guidance: Guidance) -> Guidance:
-    """Add the estimated prior, if at least two clients have sent statistics."""
-    del config  # nothing to choose: the strength is learned
-    senders = [one for one in memory.current() if "statistics_xx" in one.payload]
-    if len(senders) < 2:
-        return guidance
+class Prior(Policy):
+    """A Gaussian prior for everybody's linear regression."""
 
-    def collect(name: str) -> Doubles:
-        return np.stack([one.payload[name] for one in senders]).astype(np.float64)
+    name = "prior"
+    reads = ("statistics",)
 
-    estimate = fit(
-        Statistics.of(
-            collect("statistics_xx"),
-            collect("statistics_xy"),
-            collect("statistics_yy"),
-            float(sum(one.num_examples for one in senders)),
+    def __init__(self, config: PriorPolicyConfig) -> None:
+        super().__init__()
+        del config  # nothing to choose: the strength is learned
+        self._advice = Guidance()
+
+    @override
+    def learn(self, memory: Memory, round: int) -> None:
+        """Estimate, if at least two clients have told statistics."""
+        clients, told = memory.collect("statistics_xx", "statistics_xy", "statistics_yy")
+        if len(clients) < 2:
+            return
+        xx_KPP, xy_KPO, yy_KO = (array.astype(np.float64) for array in told.values())
+        samples = float(xx_KPP[:, -1, -1].sum())  # the bias's column of ones
+        estimate = fit(Statistics.of(xx_KPP, xy_KPO, yy_KO, samples))
+        self._advice = Guidance(
+            {
+                "prior_mean": estimate.mean.astype(np.float32),
+                "prior_ratio": np.float32(1 / estimate.rho).reshape(()),
+            }
         )
-    )
-    return replace(
-        guidance, prior_mean=estimate.mean.astype(np.float32), prior_ratio=1 / estimate.rho
-    )
+        self.decisions = {
+            "clients": len(clients), "tau2_over_sigma2": estimate.rho, "sigma2": estimate.noise,
+        }  # fmt: skip
+
+    @override
+    def advise(self, client_id: int) -> Guidance:
+        return self._advice

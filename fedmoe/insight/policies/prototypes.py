@@ -11,33 +11,51 @@ share axes, and they are trained on as samples instead of being a target for the
 clients' sums are added, so that a mean weighs its samples and not its clients (the paper's
 equation 6 does so too; its code does not).
 
-What it tells: a class mean over at least `strategy.prototype_min_count` samples, and that the
+What it tells: a class mean over at least `insight.min_count` samples, and that the
 client has the class.
 
 Letters: O classes, D features.
 """
 
-from dataclasses import replace
-
 import numpy as np
+from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.base import Policy
+from fedmoe.schema import PrototypesPolicyConfig
 
 
-def apply(memory: Memory, config: MetaLearnerConfig, guidance: Guidance) -> Guidance:
-    """Add the federation's class means, if any client has sent some."""
-    payloads = [one.payload for one in memory.current() if "prototype_sum" in one.payload]
-    if not payloads:
-        return guidance
-    sum_OD = np.sum([one["prototype_sum"] for one in payloads], axis=0, dtype=np.float64)
-    count_O = np.sum([one["prototype_count"] for one in payloads], axis=0, dtype=np.float64)
-    known_O = count_O > 0
-    mean_OD = sum_OD / np.maximum(count_O, 1)[:, None]
-    weight_O = np.asarray(config.prototype_strength * known_O / max(int(known_O.sum()), 1))
-    return replace(
-        guidance,
-        prototypes=mean_OD.astype(np.float32),
-        prototype_weight=weight_O.astype(np.float32),
-    )
+class Prototypes(Policy):
+    """The federation's class means, for everybody."""
+
+    name = "prototypes"
+    reads = ("prototypes",)
+
+    def __init__(self, config: PrototypesPolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._advice = Guidance()
+
+    @override
+    def learn(self, memory: Memory, round: int) -> None:
+        """Average, if any client has told sums."""
+        clients, told = memory.collect("prototype_sum", "prototype_count")
+        if not len(clients):
+            return
+        count_O = told["prototype_count"].sum(axis=0, dtype=np.float64)
+        mean_OD = told["prototype_sum"].sum(axis=0, dtype=np.float64)
+        mean_OD /= np.maximum(count_O, 1)[:, None]
+        known_O = count_O > 0
+        weight_O = self.config.strength * known_O / max(int(known_O.sum()), 1)
+        self._advice = Guidance(
+            {
+                "prototypes": mean_OD.astype(np.float32),
+                "prototype_weight": weight_O.astype(np.float32),
+            }
+        )
+        self.decisions = {"clients": len(clients), "classes": int(known_O.sum())}
+
+    @override
+    def advise(self, client_id: int) -> Guidance:
+        return self._advice

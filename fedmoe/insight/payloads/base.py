@@ -1,0 +1,106 @@
+"""What a payload is: arrays that an insight carries besides its numbers.
+
+A payload says how large it is before it is sent, is computed for many clients at once, and knows
+what no honest client could have sent. Both sides make it from the same configuration.
+
+Letters: C clients, n most samples of a client, D features, O outputs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmoe.data.federation import Task
+from fedmoe.schema import InsightConfig, ModelConfig
+
+MAX_MAGNITUDE = 1e12  # no honest statistic of ours comes near; keeps sums finite
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What both sides know beforehand, and payloads are made by."""
+
+    task: Task
+    model: ModelConfig
+    config: InsightConfig
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What payloads are computed from.
+
+    Attributes:
+        x_CnD: training inputs; padding may hold anything.
+        y_Cn: classes, or (C, n, O) targets.
+        real_Cn: which samples are not padding.
+    """
+
+    x_CnD: Tensor
+    y_Cn: Tensor
+    real_Cn: Tensor
+
+
+class Payload(ABC):
+    """One kind of payload.
+
+    Attributes:
+        name: in the configuration.
+        of_data: whether it follows from a client's data alone, so that it is told once; else it
+            changes with the model and is told whenever it is asked for.
+        facts: what it is made by.
+    """
+
+    name: ClassVar[str]
+    of_data: ClassVar[bool] = True
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is such a thing for the task and the model."""
+        return True
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Shapes:
+        """A client's arrays, float32, by name."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of a client's arrays, without what a message puts around them."""
+        return sum(4 * prod(shape) for shape in self.shapes.values())
+
+    @abstractmethod
+    def make(self, sources: Sources) -> dict[str, Tensor]:
+        """The clients' arrays, (C, ...) by name; what must not be disclosed is 0."""
+
+    def implausible(
+        self, arrays: Mapping[str, NDArray[Any]], num_examples_C: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Which clients' arrays of good shape and size no honest client could have sent, (C,)."""
+        del arrays
+        return np.full(len(num_examples_C), False)
+
+
+def out_of_range(array_C: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which clients' array, (C, ...), holds what is no number or absurdly large, (C,)."""
+    flat = array_C.reshape(len(array_C), -1)
+    low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
+    return ~((high <= MAX_MAGNITUDE) & (low >= -MAX_MAGNITUDE))  # NaN compares with nothing
+
+
+def shortened(sources: Sources, clip: float | None) -> Tensor:
+    """Inputs, (C, n, D), of L2 norm `clip` at most; padding is 0."""
+    x_CnD = sources.x_CnD.where(sources.real_Cn.unsqueeze(-1), 0)
+    if clip is None:
+        return x_CnD
+    norm_Cn1 = x_CnD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return x_CnD * (clip / norm_Cn1).clamp_max(1)

@@ -1,0 +1,59 @@
+"""Insights: what clients tell, and what the MetaLearner makes of it.
+
+A policy that is not listed is off: these are the only keys that may be absent.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
+
+PayloadName = Literal["scalars", "prototypes", "statistics"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InsightConfig:
+    """What clients tell besides what their strategy needs, and how it is remembered.
+
+    Attributes:
+        payloads: besides those that the MetaLearner's policies read; `scalars` asks for the
+            numbers alone. With no payload and no policy there are no insights, unless
+            `strategy=insight` exchanges nothing else.
+        min_count: fewest samples of a client, or of a client's class, of which a sum is told.
+        clip: largest L2 norm of a sample's inputs in a sum, longer ones are shortened; `None`
+            for any.
+        memory_rounds: rounds whose insights the server keeps.
+        memory_bytes: what it keeps them in, at most; the oldest rounds go first.
+    """
+
+    payloads: tuple[PayloadName, ...]
+    min_count: Count
+    clip: Positive | None
+    memory_rounds: Count
+    memory_bytes: Annotated[int, Field(ge=1024)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PriorPolicyConfig:
+    """An empirical-Bayes prior on linear regressions; its strength is learned."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PrototypesPolicyConfig:
+    """Class means of the federation, rehearsed by clients.
+
+    Attributes:
+        strength: weight of the rehearsal, against a client's own samples.
+    """
+
+    strength: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MetaLearnerConfig:
+    """What the MetaLearner makes of insights: one key a policy, `None` for one that is off."""
+
+    prior: PriorPolicyConfig | None = None
+    prototypes: PrototypesPolicyConfig | None = None
