@@ -20,7 +20,7 @@ from fedmoe.data.drawing import hash_keys
 
 Kind = Literal["fit", "random"]
 
-_TRIAL_EVERY = 5  # rounds, once all experts have been held
+_TRIAL_EVERY = 5  # times that a client takes part, once it has held all experts
 
 
 class ExpertAssignment:

@@ -93,7 +93,7 @@ class ExpertAveraging(StackedFedAvg):
     sends_back_all = True
 
     _sent: Parameters
-    _asked: _Asked | None = None  # in this round, where clients are sent unlike experts
+    _asked: _Asked | None = None  # in this round, once clients are sent unlike experts
 
     def __init__(self, *, assignment: ExpertAssignment | None = None, **options: Any) -> None:
         super().__init__(**options)
@@ -128,7 +128,6 @@ class ExpertAveraging(StackedFedAvg):
 
     @override
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
-        self._asked = None
         if self.assignment is None or not self._assigns:
             return None
         index_CM = self.assignment.choose(nodes, explore=True)

@@ -225,6 +225,7 @@ def sent_by(strategy: ExpertAveraging) -> Broadcast:
     arrays = to_record(experiment.shared)
     sent = strategy.configure_train(1, arrays, ConfigRecord(), InProcessGrid(experiment))
     assert isinstance(sent, Broadcast) and sent.personal is not None
+    assert sent.records.keys() == {"config"}  # on Ray, what all share goes to every worker
     return sent
 
 

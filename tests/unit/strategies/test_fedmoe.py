@@ -62,6 +62,12 @@ def test_a_run_is_its_loop(words: Sequence[str]) -> None:
     plain = follow(found)
     assert_scores(found, plain)
     assert found.strategy.strength == plain.strength
+    if plain.table is not None:
+        assignment = found.strategy.assignment
+        assert [node - 2 for node in assignment.nodes] == plain.table.order
+        for row, client in enumerate(plain.table.order):
+            fit = [plain.table.fit.get((client, e), 0.0) for e in range(assignment.num_experts)]
+            np.testing.assert_allclose(assignment.fit_KE[row], fit, rtol=0, atol=1e-5)
     if plain.mean_loss is not None:
         np.testing.assert_allclose(found.strategy.loss_S, plain.mean_loss, rtol=0, atol=1e-5)
     for client in range(found.experiment.data.num_clients):
