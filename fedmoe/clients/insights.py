@@ -74,7 +74,8 @@ def _uncertainty(job: Job, held_out: Evaluation, trained: Trained) -> Tensor:
 def _distance(start: Parameters, end: Parameters) -> Tensor:
     """(C,) L2 norm of the difference of two models."""
     moved = [(end[name] - start[name].to(end[name])).flatten(1) for name in end if name in start]
-    return torch.linalg.vector_norm(torch.cat(moved, dim=1), dim=1)
+    norm_C: Tensor = torch.linalg.vector_norm(torch.cat(moved, dim=1), dim=1)
+    return norm_C
 
 
 def as_numbers(values_C: Tensor) -> NDArray[np.float64]:

@@ -62,10 +62,8 @@ class Parts:
         if self.meta_learner is not None:
             table["meta_learner"] = asdict(self.meta_learner.config)
             memory = self.meta_learner.memory
-            table["insight"] |= {
-                "memory_rounds": memory.max_rounds,
-                "memory_bytes": memory.max_bytes,
-            }
+            table["insight"]["memory_rounds"] = memory.max_rounds
+            table["insight"]["memory_bytes"] = memory.max_bytes
         return validate(table)
 
     def _mixture(self) -> dict[str, Any]:

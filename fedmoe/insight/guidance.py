@@ -47,6 +47,21 @@ class Guidance:
     parts: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def with_parts(self, parts: Mapping[str, NDArray[Any]]) -> "Guidance":
+        """The same with other parts; one that is equal stays the same object.
+
+        What is the same object is not told again.
+        """
+        return Guidance(
+            {
+                name: self.parts[name]
+                if name in self.parts and np.array_equal(self.parts[name], new)
+                else new
+                for name, new in parts.items()
+            },
+            self.numbers,
+        )
+
     def check(self, task: Task) -> None:
         """Refuse guidance that does not fit.
 

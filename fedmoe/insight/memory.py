@@ -9,6 +9,7 @@ Letters: C clients that told something in a round.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class Memory:
     def current(self) -> list[Insight]:
         """Each remembered client's newest insight with its payload, by client id."""
         return [
-            Insight(**one.scalars(), payload=self.payload_of.get(one.client_id, {}))
+            replace(one, payload=self.payload_of.get(one.client_id, {}))
             for one in _insights(self.newest(*SCALARS[1:]))
         ]
 

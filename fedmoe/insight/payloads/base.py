@@ -13,6 +13,7 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -94,7 +95,8 @@ def out_of_range(array_C: NDArray[Any]) -> NDArray[np.bool_]:
     """Which clients' array, (C, ...), holds what is no number or absurdly large, (C,)."""
     flat = array_C.reshape(len(array_C), -1)
     low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
-    return ~((high <= MAX_MAGNITUDE) & (low >= -MAX_MAGNITUDE))  # NaN compares with nothing
+    # NaN compares with nothing.
+    return np.asarray(~((high <= MAX_MAGNITUDE) & (low >= -MAX_MAGNITUDE)))
 
 
 def shortened(sources: Sources, clip: float | None) -> Tensor:
@@ -103,4 +105,4 @@ def shortened(sources: Sources, clip: float | None) -> Tensor:
     if clip is None:
         return x_CnD
     norm_Cn1 = x_CnD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return x_CnD * (clip / norm_Cn1).clamp_max(1)
+    return x_CnD * torch.clamp_max(clip / norm_Cn1, 1.0)

@@ -124,10 +124,10 @@ class Prior(Policy):
         xx_KPP, xy_KPO, yy_KO = (array.astype(np.float64) for array in told.values())
         samples = float(xx_KPP[:, -1, -1].sum())  # the bias's column of ones
         estimate = fit(Statistics.of(xx_KPP, xy_KPO, yy_KO, samples))
-        self._advice = Guidance(
+        self._advice = self._advice.with_parts(
             {
                 "prior_mean": estimate.mean.astype(np.float32),
-                "prior_ratio": np.float32(1 / estimate.rho).reshape(()),
+                "prior_ratio": np.array(1 / estimate.rho, dtype=np.float32),
             }
         )
         self.decisions = {

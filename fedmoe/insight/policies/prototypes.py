@@ -48,7 +48,7 @@ class Prototypes(Policy):
         mean_OD /= np.maximum(count_O, 1)[:, None]
         known_O = count_O > 0
         weight_O = self.config.strength * known_O / max(int(known_O.sum()), 1)
-        self._advice = Guidance(
+        self._advice = self._advice.with_parts(
             {
                 "prototypes": mean_OD.astype(np.float32),
                 "prototype_weight": weight_O.astype(np.float32),
