@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
 
-PayloadName = Literal["scalars", "prototypes", "statistics"]
+PayloadName = Literal["scalars", "prototypes", "gaussians", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -22,15 +22,22 @@ class InsightConfig:
             numbers alone. With no payload and no policy there are no insights, unless
             `strategy=insight` exchanges nothing else.
         min_count: fewest samples of a client, or of a client's class, of which a sum is told.
+        min_count_squares: the same where sums of squares or products are told besides, as in
+            `gaussians` and `statistics`: of two samples these and the sum give both away.
         clip: largest L2 norm of a sample's inputs in a sum, longer ones are shortened; `None`
             for any.
+        covariance: what `gaussians` tell of how a class spreads: each feature's squares
+            (`diagonal`), also the products of all pairs of features over all classes (`pooled`),
+            or these for each class (`class`).
         memory_rounds: rounds whose insights the server keeps.
         memory_bytes: what it keeps them in, at most; the oldest rounds go first.
     """
 
     payloads: tuple[PayloadName, ...]
     min_count: Count
+    min_count_squares: Count
     clip: Positive | None
+    covariance: Literal["diagonal", "pooled", "class"]
     memory_rounds: Count
     memory_bytes: Annotated[int, Field(ge=1024)]
 

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.insight.payloads.base import Facts, Payload, Sources, out_of_range
+from fedmoe.insight.payloads.gaussians import Gaussians
 from fedmoe.insight.payloads.prototypes import Prototypes
 from fedmoe.insight.payloads.statistics import Statistics
 
 __all__ = ["PAYLOADS", "Facts", "Payload", "Payloads", "Sources"]
 
-PAYLOADS: dict[str, type[Payload]] = {kind.name: kind for kind in (Prototypes, Statistics)}
+PAYLOADS: dict[str, type[Payload]] = {
+    kind.name: kind for kind in (Prototypes, Gaussians, Statistics)
+}
 
 
 class Payloads:
@@ -55,7 +58,7 @@ class Payloads:
             if self._wrong(self.by_name[name], stacked, np.array([num_examples]))[0]:
                 raise ValueError(
                     f"insight payload {name} cannot be that of {num_examples} samples under "
-                    "insight.min_count and insight.clip"
+                    "insight.min_count, insight.min_count_squares and insight.clip"
                 )
 
     def implausible(

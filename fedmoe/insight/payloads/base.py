@@ -99,6 +99,21 @@ def out_of_range(array_C: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~((high <= MAX_MAGNITUDE) & (low >= -MAX_MAGNITUDE)))
 
 
+def wrong_counts(
+    count_CO: NDArray[Any], num_examples_C: NDArray[Any], fewest: int
+) -> NDArray[np.bool_]:
+    """Which clients' samples by class are no whole numbers, too few to be told, or too many, (C,).
+
+    Args:
+        count_CO: samples told; 0 where there are none or too few.
+        num_examples_C: that each client has.
+        fewest: that may be told.
+    """
+    bad_CO = (count_CO != 0) & (count_CO < fewest)
+    bad_CO |= count_CO != np.rint(count_CO)
+    return np.asarray(bad_CO.any(axis=1) | (count_CO.sum(axis=1) > num_examples_C))
+
+
 def shortened(sources: Sources, clip: float | None) -> Tensor:
     """Inputs, (C, n, D), of L2 norm `clip` at most; padding is 0."""
     x_CnD = sources.x_CnD.where(sources.real_Cn.unsqueeze(-1), 0)

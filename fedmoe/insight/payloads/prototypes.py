@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened
+from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened, wrong_counts
 from fedmoe.training.representations import class_sums
 
 
@@ -55,10 +55,9 @@ class Prototypes(Payload):
         """Classes that are too small to be told, more samples than there are, too long inputs."""
         config = self.facts.config
         sum_COD, count_CO = arrays["prototype_sum"], arrays["prototype_count"]
-        bad_CO = (count_CO < 0) | ((count_CO > 0) & (count_CO < config.min_count))
         length_CO = np.linalg.norm(sum_COD.astype(np.float64), axis=2)
         longest = np.inf if config.clip is None else config.clip
         with np.errstate(invalid="ignore"):  # infinity times 0 samples is none at all
             allowed_CO = np.where(count_CO > 0, 1.001 * longest * count_CO, 0.0)
-        bad_CO |= length_CO > allowed_CO
-        return np.asarray(bad_CO.any(axis=1) | (count_CO.sum(axis=1) > num_examples_C))
+        bad_C = wrong_counts(count_CO, num_examples_C, config.min_count)
+        return np.asarray(bad_C | (length_CO > allowed_CO).any(axis=1))

@@ -1,8 +1,9 @@
 """Sufficient statistics of a linear regression with bias: X'X, X'Y and the squares of Y.
 
-What it tells: the second moments of the inputs and their relation to the targets; of a single
-sample the sample itself, up to its sign. A client with fewer than `insight.min_count` samples
-tells zeros.
+What it tells: the number of samples, the first and second moments of the inputs and their relation
+to the targets. The column of ones makes the sum of the inputs part of X'X, so that one sample is
+told as it is, and two could be solved for; a client with fewer than `insight.min_count_squares`
+samples tells zeros.
 
 Letters: C clients, n most samples of a client, D features, P = D + 1 coefficients, O outputs.
 """
@@ -41,7 +42,7 @@ class Statistics(Payload):
 
     @override
     def make(self, sources: Sources) -> dict[str, Tensor]:
-        enough_C = sources.real_Cn.sum(dim=1) >= self.facts.config.min_count
+        enough_C = sources.real_Cn.sum(dim=1) >= self.facts.config.min_count_squares
         real_Cn1 = (sources.real_Cn & enough_C.unsqueeze(1)).unsqueeze(-1)
         x_CnD = shortened(sources, self.facts.config.clip)
         x_CnP = torch.cat([x_CnD, torch.ones_like(x_CnD[..., :1])], dim=-1).where(real_Cn1, 0)
