@@ -53,7 +53,7 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         "uncertainty": as_numbers(_uncertainty(job, held_out, trained)),
         "volatility": std_grad / (mean_grad + 1e-8),
     }
-    payload = make_payloads(job.experiment, wanted, samples)
+    payload = make_payloads(job, wanted, start, trained.params)
     records: Records = {words.INSIGHT: words.insight_numbers(numbers)}
     return {**records, words.PAYLOAD: Stack(payload)} if payload else records
 

@@ -1,31 +1,73 @@
 """The payloads of a cohort's insights.
 
-Letters: C clients of the cohort.
+Letters: C clients of the cohort, P parameters, S public inputs, O outputs.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.experts import held_rows, with_rows
+from fedmoe.clients.job import Job
+from fedmoe.clients.load import whole_load
 from fedmoe.insight.payloads import Sources
-from fedmoe.training.pool import Samples
+from fedmoe.models import Parameters
+from fedmoe.training.answers import answer_all
 
 
 def make_payloads(
-    experiment: Experiment, names: Sequence[str], samples: Samples
+    job: Job, names: Sequence[str], start: Parameters, end: Parameters
 ) -> dict[str, Tensor]:
     """Some payloads of each client, (C, ...) by name of the array.
+
+    Args:
+        job: the clients.
+        names: of the payloads.
+        start: their models before training, (C, ...) by name, or (1, ...).
+        end: and after it.
 
     Raises:
         ValueError: there is no such payload for the task and the model.
     """
-    payloads = experiment.payloads.by_name
+    payloads = job.experiment.payloads.by_name
     if unknown := [name for name in names if name not in payloads]:
         raise ValueError(
             f"payload {unknown[0]!r} is unknown or does not fit; there are {sorted(payloads)}"
         )
     if not names:
         return {}
-    sources = Sources(*samples.padded())
+    sources = Sources(
+        *job.samples.padded(),
+        change=lambda: _change(job, start, end),
+        load=lambda: whole_load(job, end),
+        answers=lambda: _answers(job, end),
+    )
     return {n: array for name in names for n, array in payloads[name].make(sources).items()}
+
+
+def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
+    """(C, P): of what travels of a model, or of all where nothing does; 0 of absent experts."""
+    experiment = job.experiment
+    algorithm, model = experiment.algorithm, experiment.model
+    before = algorithm.split(model, start)[0] or start
+    after = algorithm.split(model, end)[0] or end
+    held_CM = algorithm.held_experts(job, end)
+    whole = experiment.parts[0] or experiment.parts[1]
+    moved = []
+    for name, now in after.items():
+        then = before[name].to(now)
+        if then.shape[1:] != now.shape[1:]:  # those that the client has trained, of all
+            assert held_CM is not None
+            then = held_rows(then, held_CM)
+        difference = now - then
+        if held_CM is not None:
+            difference = with_rows(torch.zeros_like(whole[name]).to(now), held_CM, difference)
+        moved.append(difference.flatten(1))
+    return torch.cat(moved, dim=1)
+
+
+def _answers(job: Job, params: Parameters) -> Tensor:
+    """(C, S, O): what the clients' models say of the public inputs."""
+    public_SD, most = job.experiment.public_SD, job.experiment.config.training.cohort_size
+    return answer_all(job.model_of(params), params, public_SD, most)

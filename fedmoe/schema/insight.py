@@ -10,7 +10,15 @@ from pydantic.dataclasses import dataclass
 
 from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
 
-PayloadName = Literal["scalars", "prototypes", "gaussians", "statistics"]
+PayloadName = Literal[
+    "scalars",
+    "prototypes",
+    "gaussians",
+    "statistics",
+    "expert_load",
+    "gradient_sketch",
+    "logits",
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -21,7 +29,7 @@ class InsightConfig:
         payloads: besides those that the MetaLearner's policies read; `scalars` asks for the
             numbers alone. With no payload and no policy there are no insights, unless
             `strategy=insight` exchanges nothing else.
-        min_count: fewest samples of a client, or of a client's class, of which a sum is told.
+        min_count: fewest samples of a client, or of a client's class, of which a payload tells.
         min_count_squares: the same where sums of squares or products are told besides, as in
             `gaussians` and `statistics`: of two samples these and the sum give both away.
         clip: largest L2 norm of a sample's inputs in a sum, longer ones are shortened; `None`
@@ -29,6 +37,13 @@ class InsightConfig:
         covariance: what `gaussians` tell of how a class spreads: each feature's squares
             (`diagonal`), also the products of all pairs of features over all classes (`pooled`),
             or these for each class (`class`).
+        sketch_size: numbers of `gradient_sketch`; of no more than there are features.
+        sketch_rounds: it is told in the first so many.
+        public: the inputs that `logits` are about: `held_out` takes them out of the data set,
+            without their labels, before it is divided among clients; `gaussian` draws them from
+            N(0, I), which suits standardised features.
+        public_samples: how many there are.
+        every: `logits` are told in every so many-th round.
         memory_rounds: rounds whose insights the server keeps.
         memory_bytes: what it keeps them in, at most; the oldest rounds go first.
     """
@@ -38,6 +53,11 @@ class InsightConfig:
     min_count_squares: Count
     clip: Positive | None
     covariance: Literal["diagonal", "pooled", "class"]
+    sketch_size: Count
+    sketch_rounds: Count
+    public: Literal["held_out", "gaussian"]
+    public_samples: Count
+    every: Count
     memory_rounds: Count
     memory_bytes: Annotated[int, Field(ge=1024)]
 

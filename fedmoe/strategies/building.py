@@ -110,7 +110,8 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
     if meta_learner is None:
         memory = Memory(rules.memory_rounds, rules.memory_bytes)
         meta_learner = MetaLearner(config.meta_learner, memory)
-    return Exchange(meta_learner, Payloads(Facts(task, config.model, rules)), rules.payloads)
+    model = local_algorithm(config.strategy).build(config.model, task, config.seed)
+    return Exchange(meta_learner, Payloads(Facts.of(config, task, model)), rules.payloads)
 
 
 def _foreign(config: ExperimentConfig, common: dict[str, Any]) -> Strategy:

@@ -86,9 +86,10 @@ class Exchange:
         kept = self.payloads.told(self.meta_learner.memory.payload_of.get(client, {}))
         known = set(kept) if client in self._examples_of else set()
         return tuple(
-            name for name in self.wanted
-            if name not in known or not self.payloads.by_name[name].of_data
-        )  # fmt: skip
+            name
+            for name, payload in ((name, self.payloads.by_name[name]) for name in self.wanted)
+            if (name not in known if payload.of_data else payload.due(self._round))
+        )
 
     def check(self, reply: Message) -> None:
         """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.

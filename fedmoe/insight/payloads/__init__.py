@@ -7,14 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.insight.payloads.base import Facts, Payload, Sources, out_of_range
+from fedmoe.insight.payloads.expert_load import ExpertLoad
 from fedmoe.insight.payloads.gaussians import Gaussians
+from fedmoe.insight.payloads.gradient_sketch import GradientSketch
+from fedmoe.insight.payloads.logits import Logits
 from fedmoe.insight.payloads.prototypes import Prototypes
 from fedmoe.insight.payloads.statistics import Statistics
 
 __all__ = ["PAYLOADS", "Facts", "Payload", "Payloads", "Sources"]
 
 PAYLOADS: dict[str, type[Payload]] = {
-    kind.name: kind for kind in (Prototypes, Gaussians, Statistics)
+    kind.name: kind
+    for kind in (Prototypes, Gaussians, Statistics, ExpertLoad, GradientSketch, Logits)
 }
 
 

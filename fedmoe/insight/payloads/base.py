@@ -3,11 +3,12 @@
 A payload says how large it is before it is sent, is computed for many clients at once, and knows
 what no honest client could have sent. Both sides make it from the same configuration.
 
-Letters: C clients, n most samples of a client, D features, O outputs.
+Letters: C clients, n most samples of a client, D features, O outputs, P parameters, E experts,
+S public inputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -15,10 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmoe.data.federation import Task
-from fedmoe.schema import InsightConfig, ModelConfig
+from fedmoe.models import MixtureOfExperts
+from fedmoe.models.router_losses import FederationLoad
+from fedmoe.schema import ExperimentConfig, InsightConfig, ModelConfig
 
 MAX_MAGNITUDE = 1e12  # no honest statistic of ours comes near; keeps sums finite
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,26 +29,48 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Facts:
-    """What both sides know beforehand, and payloads are made by."""
+    """What both sides know beforehand, and payloads are made by.
+
+    Attributes:
+        task: what is to be learnt.
+        model: as configured.
+        config: the rules of disclosure among it.
+        num_experts: of the mixture that clients train; `None` where it is none.
+        seed: of what is drawn the same by all clients.
+    """
 
     task: Task
     model: ModelConfig
     config: InsightConfig
+    num_experts: int | None
+    seed: int
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, task: Task, model: nn.Module) -> "Facts":
+        """Those of an experiment whose clients train such a model."""
+        experts = model.num_experts if isinstance(model, MixtureOfExperts) else None
+        return cls(task, config.model, config.insight, experts, config.seed)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What payloads are computed from.
+    """What payloads are computed from; what takes work is done when it is asked for.
 
     Attributes:
         x_CnD: training inputs; padding may hold anything.
         y_Cn: classes, or (C, n, O) targets.
         real_Cn: which samples are not padding.
+        change: (C, P) what the round changed of the models, of what the strategy shares of them.
+        load: how the models use their experts, (C, E), on the training inputs; of a mixture.
+        answers: (C, S, O) what the models say of the public inputs: logits or predictions.
     """
 
     x_CnD: Tensor
     y_Cn: Tensor
     real_Cn: Tensor
+    change: Callable[[], Tensor]
+    load: Callable[[], FederationLoad]
+    answers: Callable[[], Tensor]
 
 
 class Payload(ABC):
@@ -63,6 +88,11 @@ class Payload(ABC):
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
+
+    def due(self, round: int) -> bool:
+        """Whether it is asked for in a round, from 1, where it changes with the model."""
+        del round
+        return True
 
     @property
     def fits(self) -> bool:
@@ -112,6 +142,12 @@ def wrong_counts(
     bad_CO = (count_CO != 0) & (count_CO < fewest)
     bad_CO |= count_CO != np.rint(count_CO)
     return np.asarray(bad_CO.any(axis=1) | (count_CO.sum(axis=1) > num_examples_C))
+
+
+def enough(sources: Sources, fewest: int, array: Tensor) -> Tensor:
+    """Clients' arrays, (C, ...); 0 of those with fewer samples."""
+    enough_C = sources.real_Cn.sum(dim=1) >= fewest
+    return array.where(enough_C.view(-1, *[1] * (array.dim() - 1)), 0)
 
 
 def shortened(sources: Sources, clip: float | None) -> Tensor:

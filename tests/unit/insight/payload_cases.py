@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from fedmoe.config import load_config
 from fedmoe.data.federation import Task
 from fedmoe.insight.payloads import Facts, Payload, Payloads, Sources
+from fedmoe.models.router_losses import FederationLoad
 
-CLASSES, FEATURES, MOST = 4, 3, 12
+PARAMETERS, PUBLIC = 20, 6
+CLASSES, FEATURES, MOST, EXPERTS, SEED = 4, 3, 12, 5, 7
 COUNTS = (12, 1, 0, 9)  # samples of the cohort's clients
 TASK = Task(kind="classification", num_features=FEATURES, num_outputs=CLASSES)
 LINE = Task(kind="regression", num_features=FEATURES, num_outputs=2)
@@ -20,7 +22,7 @@ LINE = Task(kind="regression", num_features=FEATURES, num_outputs=2)
 def facts(task: Task = TASK, **rules: Any) -> Facts:
     """Of the default configuration with a linear model and some other rules of disclosure."""
     config = load_config(["model=linear"])
-    return Facts(task, config.model, replace(config.insight, **rules))
+    return Facts(task, config.model, replace(config.insight, **rules), EXPERTS, SEED)
 
 
 def payload(name: str, task: Task = TASK, **rules: Any) -> Payload:
@@ -38,16 +40,25 @@ def cohort(task: Task = TASK, seed: int = 0) -> Sources:
     else:
         y_Cn = torch.randn(clients, MOST, task.num_outputs, generator=generator)
     real_Cn = torch.arange(MOST) < torch.tensor(COUNTS)[:, None]
-    return Sources(x_CnD.where(real_Cn.unsqueeze(-1), torch.nan), y_Cn, real_Cn)
+    change = torch.randn(clients, PARAMETERS, generator=generator)
+    load = torch.rand(2, clients, EXPERTS, generator=generator)
+    load = load / load.sum(dim=2, keepdim=True)
+    answers = 3 * torch.randn(clients, PUBLIC, task.num_outputs, generator=generator)
+    return Sources(
+        x_CnD.where(real_Cn.unsqueeze(-1), torch.nan), y_Cn, real_Cn,
+        change=lambda: change, load=lambda: FederationLoad(*load), answers=lambda: answers,
+    )  # fmt: skip
 
 
 def one_of(sources: Sources, client: int) -> Sources:
     """A cohort of one, without padding."""
-    n = int(sources.real_Cn[client].sum())
-    return Sources(*(getattr(sources, f)[client : client + 1, :n] for f in _BY_SAMPLE))
-
-
-_BY_SAMPLE = ("x_CnD", "y_Cn", "real_Cn")
+    n, one = int(sources.real_Cn[client].sum()), slice(client, client + 1)
+    load = FederationLoad(*(value[one] for value in sources.load()))
+    return Sources(
+        sources.x_CnD[one, :n], sources.y_Cn[one, :n], sources.real_Cn[one, :n],
+        change=lambda: sources.change()[one], load=lambda: load,
+        answers=lambda: sources.answers()[one],
+    )  # fmt: skip
 
 
 def samples_of(sources: Sources, client: int) -> list[tuple[NDArray[np.float64], Any]]:
