@@ -91,6 +91,13 @@ class Memory:
             if name not in WHOLE:
                 self.dropped[name] += float(columns[name].sum())  # type: ignore[assignment]
 
+    def of_round(self, round: int) -> Columns | None:
+        """What was told in a round, (C,) by name; `None` if nothing was, or it is forgotten."""
+        for columns in reversed(self.rounds):
+            if columns["round"][0] == round:
+                return columns
+        return None
+
     def newest(self, *names: str) -> Columns:
         """Each remembered client's newest numbers, ascending by client.
 

@@ -1,15 +1,17 @@
 """The MetaLearner: observes insights, and turns them into guidance by a list of policies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmoe.data.federation import Ints
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies import POLICIES, Policy
+from fedmoe.insight.policies import POLICIES, Policy, Setting
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
 DEFAULT = MetaLearnerConfig(
@@ -51,15 +53,41 @@ class MetaLearner:
         """Names of the payloads that the policies read."""
         return tuple(dict.fromkeys(name for policy in self.policies for name in policy.reads))
 
-    def observe(self, round: int, insights: Sequence[Insight]) -> dict[str, Any]:
+    def prepare(self, setting: Setting) -> None:
+        """Say what experiment the policies are for, before the first round."""
+        for policy in self.policies:
+            policy.setting = setting
+
+    def select(self, round: int, clients: Ints, count: int) -> Ints | None:
+        """Who is to train in a round: the first policy that says, see `Policy.select`."""
+        for policy in self.policies:
+            places = policy.select(self.memory, round, clients, count)
+            if places is not None:
+                return places
+        return None
+
+    def observe(
+        self,
+        round: int,
+        insights: Sequence[Insight],
+        client_of: Mapping[int, int | None] | None = None,
+    ) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
+
+        Args:
+            round: of the federation.
+            insights: that came.
+            client_of: see `Policy.answered`; by default everybody who told was known.
 
         Returns:
             The round's summary, see `aggregate`, and what the policies decided.
         """
+        if client_of is None:
+            client_of = {one.client_id: one.client_id for one in insights}
         self.memory.add(insights)
         self._merged = {}
         for policy in self.policies:
+            policy.answered(client_of)
             policy.learn(self.memory, round)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
         summary = {"round": round, **aggregate(insights), "decisions": decisions}
@@ -101,7 +129,10 @@ def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 def _joined(advice: Sequence[Guidance]) -> Guidance:
     parts = {name: array for one in advice for name, array in one.parts.items()}
-    return Guidance(parts, {name: x for one in advice for name, x in one.numbers.items()})
+    numbers = {name: x for one in advice for name, x in one.numbers.items()}
+    if "learning_rate" in numbers:
+        numbers["learning_rate"] = math.prod(a.numbers.get("learning_rate", 1.0) for a in advice)
+    return Guidance(parts, numbers)
 
 
 def aggregate(insights: Sequence[Insight]) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from fedmoe.schema.experiment import (
     TrackingConfig,
 )
 from fedmoe.schema.insight import (
+    HyperparametersPolicyConfig,
     InsightConfig,
     MetaLearnerConfig,
     PayloadName,
     PriorPolicyConfig,
     PrototypesPolicyConfig,
+    SelectionPolicyConfig,
+    StepSizePolicyConfig,
 )
 from fedmoe.schema.model import (
     ClientRouterConfig,
@@ -108,6 +111,7 @@ __all__ = [
     "FedProxConfig",
     "FedRepConfig",
     "FlightsConfig",
+    "HyperparametersPolicyConfig",
     "IfcaConfig",
     "IidConfig",
     "InProcessConfig",
@@ -139,9 +143,11 @@ __all__ = [
     "RuleRouterConfig",
     "RuntimeBase",
     "RuntimeConfig",
+    "SelectionPolicyConfig",
     "ShardsConfig",
     "SoftmaxRouterConfig",
     "SourceConfig",
+    "StepSizePolicyConfig",
     "StockConfig",
     "StoppingConfig",
     "StrategyBase",

@@ -16,7 +16,7 @@ from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.insight.payloads import Facts, Payloads
-from fedmoe.insight.policies import POLICIES
+from fedmoe.insight.policies import POLICIES, Setting
 from fedmoe.messages.words import LOSS
 from fedmoe.models import Parameters, build_model
 from fedmoe.models.heads import head_names, representation_width
@@ -110,6 +110,14 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
     if meta_learner is None:
         memory = Memory(rules.memory_rounds, rules.memory_bytes)
         meta_learner = MetaLearner(config.meta_learner, memory)
+    meta_learner.prepare(
+        Setting(
+            seed=config.seed,
+            learning_rate=config.training.learning_rate,
+            momentum=config.training.momentum,
+            keeps_momentum=not config.training.reset_optimizer,
+        )
+    )
     return Exchange(meta_learner, Payloads(Facts(task, config.model, rules)), rules.payloads)
 
 

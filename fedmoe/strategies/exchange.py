@@ -49,14 +49,27 @@ class Exchange:
         self._asked: dict[int, tuple[str, ...]] = {}
         self._telling: dict[int, Guidance] = {}
         self._accepted: dict[int, Insight] = {}
+        self._place_of: dict[int, int] = {}
+        self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
     def begin(self, round: int, connected: Sequence[int]) -> None:
         """A round begins; a client whose node is gone may come back as another node."""
-        self._round, self._accepted = round, {}
+        self._round, self._accepted, self._known_as = round, {}, {}
+        self._place_of = {node: place for place, node in enumerate(connected)}
         here = set(connected)
         self.client_of = {n: client for n, client in self.client_of.items() if n in here}
         self.told = {n: parts for n, parts in self.told.items() if n in here}
         self._node_of = {client: node for node, client in self.client_of.items()}
+
+    def _name(self, node: int) -> int:
+        """A node's client id, or a stand-in below 0, which goes by the grid's order."""
+        return self.client_of.get(node, -1 - self._place_of.get(node, 0))
+
+    def select(self, nodes: Sequence[int], count: int) -> list[int] | None:
+        """Who is to train of those that are there, in their order, if a policy says so."""
+        clients = np.array([self._name(node) for node in nodes], dtype=np.int64)
+        places = self.meta_learner.select(self._round, clients, count)
+        return None if places is None else [nodes[place] for place in np.sort(places).tolist()]
 
     def ask(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]]:
         """What each node is sent: what is asked for, and the guidance that it does not have.
@@ -67,7 +80,8 @@ class Exchange:
         records = []
         for node in nodes:
             payloads = self._payloads_for(node)
-            guidance = self.meta_learner.guidance(self.client_of.get(node, -1))
+            name = self._known_as[node] = self._name(node)
+            guidance = self.meta_learner.guidance(name)
             has = self.told.get(node, {})
             new = tuple(n for n, array in guidance.parts.items() if has.get(n) is not array)
             self._asked[node], self._telling[node] = payloads, guidance
@@ -157,7 +171,11 @@ class Exchange:
         for node, insight in came.items():
             self._note(node, insight)
         self.insights = sorted(came.values(), key=lambda one: one.client_id)
-        self.findings = self.meta_learner.observe(round, self.insights)
+        client_of = {
+            name: came[node].client_id if node in came else None
+            for node, name in self._known_as.items()
+        }
+        self.findings = self.meta_learner.observe(round, self.insights, client_of)
 
     def _note(self, node: int, insight: Insight) -> None:
         """What a node has been told, unless it has lost it; and what its payloads were made of."""
