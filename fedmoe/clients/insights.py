@@ -36,7 +36,9 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         return {}
     settings, samples, config = request.settings, job.samples, job.experiment.config.training
     mean_grad, std_grad = as_numbers(trained.mean_grad_C), as_numbers(trained.std_grad_C)
-    final_loss, held_out = as_numbers(trained.final_loss_C), job.score(trained.params, "validation")
+    final_loss = as_numbers(trained.final_loss_C)
+    held_out = job.score(trained.params, "validation", calibration=True)
+    sure = _certainty(job, held_out, trained)
     numbers: Numbers = {
         "client_id": request.clients,
         "round": np.full(len(request.clients), settings.round),
@@ -51,25 +53,29 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         "distance": as_numbers(_distance(start, trained.params)),
         "validation_examples": held_out.count_C,
         "validation_loss": as_numbers(held_out.loss_C),
-        "uncertainty": as_numbers(_uncertainty(job, held_out, trained)),
+        "uncertainty": as_numbers(sure.uncertainty_C),
         "volatility": std_grad / (mean_grad + 1e-8),
+        "calibration_error": as_numbers(sure.calibration_error_C),
     }
     payload = make_payloads(job.experiment, wanted, samples)
     records: Records = {words.INSIGHT: words.insight_numbers(numbers)}
     return {**records, words.PAYLOAD: Stack(payload)} if payload else records
 
 
-def _uncertainty(job: Job, held_out: Evaluation, trained: Trained) -> Tensor:
-    """Predictive uncertainty on the validation part.
+def _certainty(job: Job, held_out: Evaluation, trained: Trained) -> Evaluation:
+    """How certain clients are on the validation part.
 
     Of a client that has none it is that on the training part: too low, but not the 0 of
     somebody who knows everything.
     """
     if held_out.count_C.all():
-        return held_out.uncertainty_C
-    seen = job.score(trained.params, "train")
-    has_some = torch.from_numpy(held_out.count_C > 0).to(job.experiment.device)
-    return torch.where(has_some, held_out.uncertainty_C, seen.uncertainty_C)
+        return held_out
+    seen = job.score(trained.params, "train", calibration=True)
+    has_some = torch.from_numpy(held_out.count_C > 0).to(seen.uncertainty_C.device)
+    return held_out._replace(
+        uncertainty_C=held_out.uncertainty_C.where(has_some, seen.uncertainty_C),
+        calibration_error_C=held_out.calibration_error_C.where(has_some, seen.calibration_error_C),
+    )
 
 
 def _distance(start: Parameters, end: Parameters) -> Tensor:

@@ -315,18 +315,26 @@ class Job:
         whole = {n: p[None].to(self.experiment.device) for n, p in initial.items() if n in moving}
         return make_optimizer(self.experiment.config.training).initial_state(whole)
 
-    def score(self, params: Parameters, part: Part, watch: RouterWatch | None = None) -> Evaluation:
+    def score(
+        self,
+        params: Parameters,
+        part: Part,
+        watch: RouterWatch | None = None,
+        *,
+        calibration: bool = False,
+    ) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data.
 
         Args:
             params: (C, ...) by name or (1, ...) for one that all share.
             part: of the data.
             watch: is shown what the router does.
+            calibration: whether to compare confidence with accuracy.
         """
         samples = self.samples_of(part)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
-                watch,
+                watch, calibration,
             )  # fmt: skip

@@ -42,6 +42,8 @@ class Insight:
             for classes, root mean squared error for regression.
         volatility: std_grad / mean_grad, how unsteady training was (the original's
             "uncertainty").
+        calibration_error: expected calibration error of the predicted classes on held-out local
+            data, in [0, 1]: how far confidence is from accuracy; 0 for regression.
         payload: arrays by name, see `fedmoe.insight.payloads`.
     """
 
@@ -60,16 +62,12 @@ class Insight:
     validation_loss: float
     uncertainty: float
     volatility: float
+    calibration_error: float
     payload: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, int | float]:
         """The numbers, without the payload."""
         return {name: getattr(self, name) for name in SCALARS}
-
-    def as_json(self) -> dict[str, Any]:
-        """The numbers, and the payload's names and sizes in bytes."""
-        sizes = {name: int(array.nbytes) for name, array in self.payload.items()}
-        return {**self.scalars(), "payload_bytes": sizes}
 
     def check(self, payloads: Payloads) -> None:
         """Refuse an insight that no honest client could have sent.

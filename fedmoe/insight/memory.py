@@ -7,18 +7,18 @@ old, or for which there is no room, leave a summary.
 Letters: C clients that told something in a round.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmoe.insight.columns import Columns, RoundInsights, insights_of
 from fedmoe.insight.insight import SCALARS, WHOLE, Insight
+from fedmoe.insight.latest import Latest
 
-Columns = dict[str, NDArray[Any]]
 DEFAULT_ROUNDS, DEFAULT_BYTES = 50, 64 * 2**20
+_REAL = tuple(name for name in SCALARS if name not in WHOLE)
 
 
 class Memory:
@@ -26,18 +26,21 @@ class Memory:
 
     Attributes:
         max_rounds: whose numbers are kept.
-        max_bytes: of numbers and payloads together; the oldest go first.
+        max_bytes: of numbers and payloads together; the oldest go first. The last round's
+            numbers stay in any case.
         rounds: a round's numbers, (C,) by name and ascending by client; oldest first.
-        payload_of: each client's newest arrays by name; who told last comes last.
-        dropped: of the rounds that are no longer there: how many, how many insights and
-            payloads, and the sums of the real numbers by name.
+        latest: payload arrays by name.
+        dropped: of the rounds that are no longer there: how many `rounds`, `insights` and
+            clients' `payloads`, and the sum of each real number by its name.
     """
 
     def __init__(self, max_rounds: int = DEFAULT_ROUNDS, max_bytes: int = DEFAULT_BYTES) -> None:
         self.max_rounds, self.max_bytes = max_rounds, max_bytes
         self.rounds: list[Columns] = []
-        self.payload_of: dict[int, Columns] = {}
-        self.dropped: Counter[str] = Counter()
+        self.latest: dict[str, Latest] = {}
+        self.dropped: dict[str, float] = {}
+        self._told: dict[int, None] = {}  # clients with payloads; who told last comes last
+        self._newest: NDArray[np.intp] | None = None  # places in the rounds from last to first
 
     def __len__(self) -> int:
         """Insights remembered."""
@@ -46,50 +49,65 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Of numbers and payloads."""
-        kept = [*self.rounds, *self.payload_of.values()]
-        return sum(array.nbytes for columns in kept for array in columns.values())
+        numbers = sum(array.nbytes for columns in self.rounds for array in columns.values())
+        return numbers + sum(table.nbytes for table in self.latest.values())
 
     @property
     def history(self) -> list[Insight]:
         """The insights remembered, without payloads, oldest first."""
-        return [one for columns in self.rounds for one in _insights(columns)]
+        return [Insight(**one) for columns in self.rounds for one in insights_of(columns)]
 
-    def add(self, insights: Iterable[Insight]) -> None:
+    def add(self, insights: RoundInsights | Iterable[Insight]) -> None:
         """Remember a round's insights and forget what is too old or too much."""
-        ordered = sorted(insights, key=lambda one: one.client_id)
-        if not ordered:
+        told = insights if isinstance(insights, RoundInsights) else RoundInsights.of(insights)
+        if not len(told):
             return
-        self.rounds.append(
-            {
-                name: np.array(
-                    [getattr(one, name) for one in ordered],
-                    dtype=np.int64 if name in WHOLE else np.float64,
-                )
-                for name in SCALARS
-            }
-        )
-        for one in ordered:
-            known = self.payload_of.pop(one.client_id, {})
-            if known or one.payload:
-                self.payload_of[one.client_id] = {**known, **one.payload}
+        self.rounds.append(told.numbers)
+        self._newest = None
+        for client_G, arrays in told.payloads:
+            place_G = np.searchsorted(told.numbers["client_id"], client_G)
+            examples_G = told.numbers["num_examples"][place_G]
+            for name, rows in arrays.items():
+                self.latest.setdefault(name, Latest()).put(client_G, rows, examples_G)
+            for client in client_G.tolist():
+                self._told.pop(client, None)
+                self._told[client] = None
         self._forget()
 
     def _forget(self) -> None:
         oldest = int(self.rounds[-1]["round"][0]) - self.max_rounds
         while int(self.rounds[0]["round"][0]) <= oldest:
             self._drop_round()
-        while self.nbytes > self.max_bytes and len(self.rounds) > 1:
+        while len(self.rounds) > 1 and self.nbytes > self.max_bytes:
             self._drop_round()
-        while self.nbytes > self.max_bytes and self.payload_of:
-            del self.payload_of[next(iter(self.payload_of))]
-            self.dropped["payloads"] += 1
+        if (surplus := self.nbytes - self.max_bytes) > 0:
+            self._drop_payloads(surplus)
 
     def _drop_round(self) -> None:
         columns = self.rounds.pop(0)
-        self.dropped.update({"rounds": 1, "insights": len(columns["client_id"])})
-        for name in SCALARS:
-            if name not in WHOLE:
-                self.dropped[name] += float(columns[name].sum())  # type: ignore[assignment]
+        self._drop("rounds", 1)
+        self._drop("insights", len(columns["client_id"]))
+        for name in _REAL:
+            self._drop(name, float(columns[name].sum()))
+
+    def _drop_payloads(self, surplus: int) -> None:
+        """Forget payloads of those who told them first, until so many bytes are free."""
+        size_of = {name: table.rows[0].nbytes for name, table in self.latest.items()}
+        gone: set[int] = set()
+        for client in self._told:
+            if surplus <= 0:
+                break
+            gone.add(client)
+            surplus -= sum(size for n, size in size_of.items() if self.latest[n].has(client))
+        for client in gone:
+            del self._told[client]
+        for table in self.latest.values():
+            table.remove(gone)
+        self.latest = {name: table for name, table in self.latest.items() if len(table.clients)}
+        self._drop("payloads", len(gone))
+
+    def _drop(self, name: str, amount: float) -> None:
+        self.dropped[name] = self.dropped.get(name, 0) + amount
 
     def of_round(self, round: int) -> Columns | None:
         """What was told in a round, (C,) by name; `None` if nothing was, or it is forgotten."""
@@ -107,9 +125,14 @@ class Memory:
         wanted = ("client_id", *names)
         if not self.rounds:
             return {name: np.zeros(0, np.int64 if name in WHOLE else np.float64) for name in wanted}
-        table = {n: np.concatenate([c[n] for c in reversed(self.rounds)]) for n in wanted}
-        _, first = np.unique(table["client_id"], return_index=True)
-        return {name: column[first] for name, column in table.items()}
+        last = self.rounds[-1]
+        if all(np.array_equal(c["client_id"], last["client_id"]) for c in self.rounds[:-1]):
+            return {name: last[name] for name in wanted}
+        backwards = self.rounds[::-1]
+        if self._newest is None:
+            together = np.concatenate([columns["client_id"] for columns in backwards])
+            self._newest = np.unique(together, return_index=True)[1]
+        return {n: np.concatenate([c[n] for c in backwards])[self._newest] for n in wanted}
 
     def collect(self, *names: str) -> tuple[NDArray[np.int64], Columns]:
         """Payload arrays of the clients that have told them all.
@@ -117,16 +140,30 @@ class Memory:
         Returns:
             Their ids, ascending, and the arrays, (C, ...) by name; no arrays without clients.
         """
-        clients = sorted(c for c, own in self.payload_of.items() if own.keys() >= set(names))
-        arrays = {n: np.stack([self.payload_of[c][n] for c in clients]) for n in names if clients}
+        tables = [self.latest.get(name, Latest()) for name in names]
+        told = set.intersection(*(set(table.clients.tolist()) for table in tables))
+        if not told:
+            return np.zeros(0, dtype=np.int64), {}
+        clients = sorted(told)
+        arrays = {name: table.of(clients) for name, table in zip(names, tables, strict=True)}
         return np.array(clients, dtype=np.int64), arrays
+
+    def revision(self, *names: str) -> tuple[object, ...]:
+        """Equal to an earlier one if payload arrays of these names have not changed since."""
+        return tuple(self.latest[n].revision if n in self.latest else None for n in names)
+
+    def examples_of(self, name: str, clients: Sequence[int]) -> NDArray[np.int64]:
+        """On how many samples each client trained when it told an array; -1 for who told none."""
+        return self.latest.get(name, Latest()).examples_of(clients)
+
+    def payload_of(self, client: int) -> Columns:
+        """A client's newest arrays by name."""
+        return {n: table.of([client])[0] for n, table in self.latest.items() if table.has(client)}
 
     def current(self) -> list[Insight]:
         """Each remembered client's newest insight with its payload, by client id."""
-        return [
-            replace(one, payload=self.payload_of.get(one.client_id, {}))
-            for one in _insights(self.newest(*SCALARS[1:]))
-        ]
+        newest = insights_of(self.newest(*SCALARS[1:]))
+        return [Insight(**one, payload=self.payload_of(one["client_id"])) for one in newest]
 
     def state(self) -> tuple[Columns, dict[str, Any]]:
         """Arrays and plain values that `restore` takes."""
@@ -135,25 +172,25 @@ class Memory:
             for place, columns in enumerate(self.rounds)
             for name, column in columns.items()
         }
-        for client, own in self.payload_of.items():
-            arrays |= {f"payload/{client}/{name}": array for name, array in own.items()}
-        return arrays, {"dropped": dict(self.dropped), "order": list(self.payload_of)}
+        arrays["told"] = np.array(list(self._told), dtype=np.int64)
+        for name, table in self.latest.items():
+            arrays[f"latest/{name}/clients"] = table.clients
+            arrays[f"latest/{name}/rows"] = table.rows
+            arrays[f"latest/{name}/examples"] = table.examples
+        return arrays, {"dropped": self.dropped, "names": list(self.latest)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         rounds: dict[int, Columns] = {}
-        self.payload_of = {int(client): {} for client in values["order"]}
         for key, array in arrays.items():
-            kind, place, name = key.split("/")
-            if kind == "payload":
-                self.payload_of[int(place)][name] = array
-            else:
+            if key.startswith("rounds/"):
+                _, place, name = key.split("/")
                 rounds.setdefault(int(place), {})[name] = array
-        self.rounds = [rounds[place] for place in sorted(rounds)]
-        self.dropped = Counter(values["dropped"])
-
-
-def _insights(columns: Mapping[str, NDArray[Any]]) -> Iterator[Insight]:
-    lists: Sequence[Any] = [columns[name].tolist() for name in SCALARS]
-    for row in zip(*lists, strict=True):
-        yield Insight(**dict(zip(SCALARS, row, strict=True)))
+        self.rounds, self._newest = [rounds[place] for place in sorted(rounds)], None
+        self._told = dict.fromkeys(arrays["told"].tolist())
+        self.latest = {name: Latest() for name in values["names"]}
+        for name, table in self.latest.items():
+            table.put(
+                *(arrays[f"latest/{name}/{part}"] for part in ("clients", "rows", "examples"))
+            )
+        self.dropped = dict(values["dropped"])

@@ -1,13 +1,15 @@
 """The MetaLearner: observes insights, and turns them into guidance by a list of policies."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
+from fedmoe.insight.columns import RoundInsights
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
@@ -17,8 +19,10 @@ from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicy
 DEFAULT = MetaLearnerConfig(
     prior=PriorPolicyConfig(), prototypes=PrototypesPolicyConfig(strength=2.0)
 )
-_SUMMARISED = ("final_loss", "loss_improvement", "mean_grad", "uncertainty", "volatility")
-_KEPT_SUMMARIES = 1000
+_SUMMARISED = (
+    "final_loss", "loss_improvement", "mean_grad", "validation_loss", "uncertainty",
+    "calibration_error", "volatility",
+)  # fmt: skip
 
 
 class MetaLearner:
@@ -28,7 +32,7 @@ class MetaLearner:
         config: which policies, and how strong they are.
         memory: what has been observed.
         policies: those that are on.
-        history: one summary a round, oldest first; of the last 1,000.
+        history: one summary a round, oldest first; of as many as the memory keeps.
     """
 
     def __init__(self, config: MetaLearnerConfig = DEFAULT, memory: Memory | None = None) -> None:
@@ -69,7 +73,7 @@ class MetaLearner:
     def observe(
         self,
         round: int,
-        insights: Sequence[Insight],
+        insights: RoundInsights | Iterable[Insight],
         client_of: Mapping[int, int | None] | None = None,
     ) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
@@ -80,18 +84,26 @@ class MetaLearner:
             client_of: see `Policy.answered`; by default everybody who told was known.
 
         Returns:
-            The round's summary, see `aggregate`, and what the policies decided.
+            The round's summary, see `aggregate`; what the policies decided; and what is
+            remembered.
         """
+        told = insights if isinstance(insights, RoundInsights) else RoundInsights.of(insights)
         if client_of is None:
-            client_of = {one.client_id: one.client_id for one in insights}
-        self.memory.add(insights)
+            client_of = {client: client for client in told.numbers["client_id"].tolist()}
+        self.memory.add(told)
         self._merged = {}
         for policy in self.policies:
             policy.answered(client_of)
             policy.learn(self.memory, round)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
-        summary = {"round": round, **aggregate(insights), "decisions": decisions}
-        self.history = [*self.history[1 - _KEPT_SUMMARIES :], summary]
+        memory = {
+            "insights": len(self.memory), "bytes": self.memory.nbytes,
+            "dropped": dict(self.memory.dropped),
+        }  # fmt: skip
+        summary = {
+            "round": round, **aggregate(told), "decisions": decisions, "memory": memory
+        }  # fmt: skip
+        self.history = [*self.history, summary][-self.memory.max_rounds :]
         return summary
 
     def guidance(self, client_id: int) -> Guidance:
@@ -111,12 +123,14 @@ class MetaLearner:
         for policy in self.policies:
             own, learned[policy.name] = policy.state()
             arrays |= {f"{policy.name}/{name}": array for name, array in own.items()}
-        return arrays, {"memory": values, "policies": learned, "summaries": self.history}
+        # One text: a checkpoint's JSON is indented, which takes long for thousands of client ids.
+        summaries = json.dumps(self.history)
+        return arrays, {"memory": values, "policies": learned, "summaries": summaries}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         self.memory.restore(_below("memory", arrays), values["memory"])
-        self.history, self._merged = list(values["summaries"]), {}
+        self.history, self._merged = json.loads(values["summaries"]), {}
         for policy in self.policies:
             own = _below(policy.name, arrays)
             policy.restore(self.memory, own, values["policies"][policy.name])
@@ -135,21 +149,47 @@ def _joined(advice: Sequence[Guidance]) -> Guidance:
     return Guidance(parts, numbers)
 
 
-def aggregate(insights: Sequence[Insight]) -> dict[str, Any]:
+def aggregate(insights: RoundInsights) -> dict[str, Any]:
     """Means and deviations over a round's insights, and who is more or less certain than most.
 
     Returns:
-        `mean` and `std` by field; `high_uncertainty` and `low_uncertainty`, lists of client ids
-        above and not above the mean uncertainty; `insights`, how many.
+        `mean` and `std` by field; `precision_weighted`, see there; `high_uncertainty` and
+        `low_uncertainty`, lists of client ids above and not above the mean uncertainty;
+        `insights`, how many.
     """
-    if not insights:
+    if not len(insights):
         return {"insights": 0}
-    columns = {name: np.array([getattr(i, name) for i in insights]) for name in _SUMMARISED}
-    threshold = columns["uncertainty"].mean()
+    numbers = insights.numbers
+    clients, uncertainty_C = numbers["client_id"], numbers["uncertainty"]
+    high_C = uncertainty_C > uncertainty_C.mean()
     return {
         "insights": len(insights),
-        "mean": {name: float(values.mean()) for name, values in columns.items()},
-        "std": {name: float(values.std()) for name, values in columns.items()},
-        "high_uncertainty": [i.client_id for i in insights if i.uncertainty > threshold],
-        "low_uncertainty": [i.client_id for i in insights if i.uncertainty <= threshold],
+        "mean": {name: float(numbers[name].mean()) for name in _SUMMARISED},
+        "std": {name: float(numbers[name].std()) for name in _SUMMARISED},
+        "precision_weighted": precision_weighted(numbers),
+        "high_uncertainty": clients[high_C].tolist(),
+        "low_uncertainty": clients[~high_C].tolist(),
     }
+
+
+def precision_weighted(numbers: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
+    """The clients' validation losses, each weighed by what is known of it: n_c / u_c^2.
+
+    A mean over n samples of deviation u has precision n / u^2, and the combination of independent
+    estimates with the least variance weighs each by its precision. For regression u is
+    the root mean squared error; for classes, whose u is an entropy, the rule is a heuristic. An
+    uncertainty below a tenth of the median counts as that, lest one client that is sure of
+    itself, or says so, is all that is heard.
+
+    Args:
+        numbers: of a round's insights, (C,) by name.
+
+    Returns:
+        `validation_loss`; `None` if nobody has held anything out.
+    """
+    count_C, own_C = numbers["validation_examples"], numbers["uncertainty"]
+    least = 0.1 * float(np.median(own_C)) or 1.0
+    weight_C = count_C / np.maximum(own_C, least) ** 2
+    if not weight_C.any():
+        return {"validation_loss": None}
+    return {"validation_loss": float(weight_C @ numbers["validation_loss"] / weight_C.sum())}

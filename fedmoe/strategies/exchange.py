@@ -5,20 +5,32 @@ follows from a client's data alone is asked for once, and again when its number 
 changes; parts of guidance are told once, and again when they change or are lost.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fedmoe.insight import Guidance, Insight, MetaLearner
+from fedmoe.insight import Guidance, MetaLearner, RoundInsights
+from fedmoe.insight.columns import PayloadColumns
 from fedmoe.insight.insight import implausible
 from fedmoe.insight.payloads import Payloads
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack, as_arrays
 from fedmoe.messages.parts import Part
 from fedmoe.messages.seams import RecordType
+
+_NOTHING: Mapping[str, NDArray[Any]] = {}
+_OTHER = np.zeros(0)  # stands for a part that a node holds, and that is not advised any more
+
+
+class _Asked(NamedTuple):
+    """What a node was asked for in this round, and is to be guided by afterwards."""
+
+    payloads: tuple[str, ...]
+    guidance: Guidance
+    records: Mapping[str, RecordType]
 
 
 class Exchange:
@@ -41,21 +53,23 @@ class Exchange:
         self.wanted = payloads.fitting([*wanted, *meta_learner.reads])
         self.client_of: dict[int, int] = {}
         self.told: dict[int, Mapping[str, NDArray[Any]]] = {}
-        self.insights: list[Insight] = []
+        self.insights = RoundInsights.of([])
         self.findings: dict[str, Any] = {}
         self._round = 0
         self._node_of: dict[int, int] = {}
-        self._examples_of: dict[int, int] = {}  # by client, when its data were last told of
-        self._asked: dict[int, tuple[str, ...]] = {}
-        self._telling: dict[int, Guidance] = {}
-        self._accepted: dict[int, Insight] = {}
-        self._place_of: dict[int, int] = {}
+        self._examples_of: dict[int, int] = {}  # by client, as its last insight has it
+        self._asked: dict[int, _Asked] = {}
+        # This round's good insights: those that came together, and each node's piece and place.
+        self._pieces: list[RoundInsights] = []
+        self._accepted: dict[int, tuple[int, int]] = {}
+        self._place_of: dict[int, int] = {}  # in the grid
         self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
     def begin(self, round: int, connected: Sequence[int]) -> None:
         """A round begins; a client whose node is gone may come back as another node."""
-        self._round, self._accepted, self._known_as = round, {}, {}
+        self._round, self._pieces, self._accepted, self._asked = round, [], {}, {}
         self._place_of = {node: place for place, node in enumerate(connected)}
+        self._known_as = {}
         here = set(connected)
         self.client_of = {n: client for n, client in self.client_of.items() if n in here}
         self.told = {n: parts for n, parts in self.told.items() if n in here}
@@ -76,33 +90,40 @@ class Exchange:
 
         Nodes that are sent the same share the object, so that it is made and read once.
         """
-        made: dict[tuple[Any, ...], Mapping[str, RecordType]] = {}
-        records = []
-        for node in nodes:
-            payloads = self._payloads_for(node)
-            name = self._known_as[node] = self._name(node)
-            guidance = self.meta_learner.guidance(name)
-            has = self.told.get(node, {})
-            new = tuple(n for n, array in guidance.parts.items() if has.get(n) is not array)
-            self._asked[node], self._telling[node] = payloads, guidance
-            key = payloads, id(guidance), new
-            if key not in made:
-                parts = {name: guidance.parts[name] for name in new}
-                made[key] = {
-                    words.INSIGHT: words.insight_request(payloads),
-                    **words.guidance_records(parts, guidance.numbers),
-                }
-            records.append(made[key])
-        return records
+        clients = [self._name(node) for node in nodes]
+        self._known_as |= zip(nodes, clients, strict=True)
+        seen: dict[tuple[Any, ...], _Asked] = {}
+        made: dict[tuple[Any, ...], _Asked] = {}
+        for node, client, payloads in zip(nodes, clients, self._lacking(clients), strict=True):
+            guidance, has = self.meta_learner.guidance(client), self.told.get(node, _NOTHING)
+            key = payloads, id(guidance), id(has)
+            if key not in seen:
+                parts = {n: a for n, a in guidance.parts.items() if has.get(n) is not a}
+                same = payloads, id(guidance), *parts
+                if same not in made:
+                    records = words.guidance_records(parts, guidance.numbers)
+                    request = {words.INSIGHT: words.insight_request(payloads)}
+                    made[same] = _Asked(payloads, guidance, {**request, **records})
+                seen[key] = made[same]
+            self._asked[node] = seen[key]
+        return [self._asked[node].records for node in nodes]
 
-    def _payloads_for(self, node: int) -> tuple[str, ...]:
-        client = self.client_of.get(node, -1)
-        kept = self.payloads.told(self.meta_learner.memory.payload_of.get(client, {}))
-        known = set(kept) if client in self._examples_of else set()
-        return tuple(
-            name for name in self.wanted
-            if name not in known or not self.payloads.by_name[name].of_data
-        )  # fmt: skip
+    def _lacking(self, clients: Sequence[int]) -> list[tuple[str, ...]]:
+        """Which of the wanted payloads each client is to tell: what of its data is not known."""
+        now_C = np.array([self._examples_of.get(client, -1) for client in clients])
+        lacks_CW = np.full((len(clients), len(self.wanted)), True)
+        for column, name in enumerate(self.wanted):
+            payload = self.payloads.by_name[name]
+            if payload.of_data:
+                array = next(iter(payload.shapes))
+                told_C = self.meta_learner.memory.examples_of(array, clients)
+                lacks_CW[:, column] = (told_C < 0) | (told_C != now_C)
+        rows = [tuple(row) for row in lacks_CW.tolist()]
+        chosen = {
+            row: tuple(n for n, lacks in zip(self.wanted, row, strict=True) if lacks)
+            for row in set(rows)
+        }
+        return [chosen[row] for row in rows]
 
     def check(self, reply: Message) -> None:
         """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.
@@ -115,22 +136,23 @@ class Exchange:
         node = reply.metadata.src_node_id
         if insight.round != self._round:
             raise ValueError(f"insight of round {insight.round} in round {self._round}")
-        self._check_payload(node, insight.payload)
-        if not self._accept(node, insight):
-            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
-
-    def _check_payload(self, node: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        asked = set(self._asked.get(node, ()))
-        if unasked := sorted(set(self.payloads.told(arrays)) - asked):
+        if unasked := self._unasked(insight.payload, node):
             raise ValueError(f"insight payload {unasked[0]} was not asked for")
+        if not self._accept(node, insight.client_id, len(self._pieces), 0):
+            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
+        self._pieces.append(RoundInsights.of([insight]))
 
-    def _accept(self, node: int, insight: Insight) -> bool:
+    def _unasked(self, arrays: Iterable[str], node: int) -> list[str]:
+        """Payloads that a node was not asked for."""
+        asked = self._asked[node].payloads if node in self._asked else ()
+        return [name for name in self.payloads.told(arrays) if name not in asked]
+
+    def _accept(self, node: int, client: int, piece: int, place: int) -> bool:
         """Take a node's insight, unless it speaks for another's client."""
-        owner = self._node_of.setdefault(insight.client_id, node)
-        if owner != node or self.client_of.get(node, insight.client_id) != insight.client_id:
+        if self._node_of.get(client, node) != node or self.client_of.get(node, client) != client:
             return False
-        self.client_of[node] = insight.client_id
-        self._accepted[node] = insight
+        self._node_of[client], self.client_of[node] = node, client
+        self._accepted[node] = piece, place
         return True
 
     def doubtful(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
@@ -149,16 +171,13 @@ class Exchange:
         arrays = as_arrays(payload.tensors) if payload else {}
         doubtful = implausible(numbers, arrays, self.payloads)
         doubtful |= numbers["round"] != self._round
-        told = set(self.payloads.told(arrays))
-        fields = {name: column.tolist() for name, column in numbers.items()}
+        payloads = [PayloadColumns(numbers["client_id"], arrays)] if arrays else []
+        self._pieces.append(RoundInsights(numbers, payloads))
+        piece, clients = len(self._pieces) - 1, numbers["client_id"].tolist()
         for place in np.flatnonzero(~doubtful).tolist():
-            insight = Insight(
-                **{name: column[place] for name, column in fields.items()},
-                payload={name: array[place] for name, array in arrays.items()},
-            )
             node = nodes[place]
-            asked = told <= set(self._asked.get(node, ()))
-            doubtful[place] = not asked or not self._accept(node, insight)
+            unasked = arrays and self._unasked(arrays, node)
+            doubtful[place] = unasked or not self._accept(node, clients[place], piece, place)
         return doubtful
 
     def accepted(self, node: int) -> bool:
@@ -167,42 +186,71 @@ class Exchange:
 
     def observe(self, round: int, nodes: Sequence[int]) -> None:
         """Let the MetaLearner observe what some nodes' accepted replies told."""
-        came = {node: self._accepted[node] for node in nodes}
-        for node, insight in came.items():
-            self._note(node, insight)
-        self.insights = sorted(came.values(), key=lambda one: one.client_id)
+        came: dict[int, tuple[list[int], list[int]]] = {}  # by piece: nodes, and places there
+        for node in nodes:
+            piece, place = self._accepted[node]
+            own = came.setdefault(piece, ([], []))
+            own[0].append(node)
+            own[1].append(place)
+        answered = set(nodes)
+        taken = [self._pieces[piece].take(places) for piece, (_, places) in came.items()]
+        for (some, _), insights in zip(came.values(), taken, strict=True):
+            self._note(some, insights)
+        self.insights = RoundInsights.joined(taken)
         client_of = {
-            name: came[node].client_id if node in came else None
+            name: self.client_of[node] if node in answered else None
             for node, name in self._known_as.items()
         }
         self.findings = self.meta_learner.observe(round, self.insights, client_of)
 
-    def _note(self, node: int, insight: Insight) -> None:
-        """What a node has been told, unless it has lost it; and what its payloads were made of."""
-        parts = self._telling[node].parts if node in self._telling else {}
-        self.told[node] = parts if insight.guidance_parts == len(parts) else {}
-        client, examples = insight.client_id, insight.num_examples
-        if insight.payload:
-            self._examples_of[client] = examples
-        elif self._examples_of.get(client, examples) != examples:
-            del self._examples_of[client]  # other data: all is asked for again
+    def _note(self, nodes: Sequence[int], insights: RoundInsights) -> None:
+        """What nodes have been told, unless they have lost it; and what they have trained on."""
+        columns = (insights.numbers[n].tolist() for n in ("client_id", "num_examples"))
+        self._examples_of |= zip(*columns, strict=True)
+        held = insights.numbers["guidance_parts"].tolist()
+        for node, count in zip(nodes, held, strict=True):
+            has = self.told.get(node, _NOTHING)
+            parts = self._asked[node].guidance.parts if node in self._asked else _NOTHING
+            if has.keys() - parts.keys():  # what is no longer advised is still held
+                parts = {**has, **parts}
+            self.told[node] = parts if count == len(parts) else _NOTHING
+
+    def lines(self) -> dict[str, list[Any]]:
+        """The last round's insights as columns of `insights.jsonl`."""
+        return self.insights.lines(self.payloads.owner)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """What a checkpoint keeps."""
         arrays, values = self.meta_learner.state()
-        return arrays, {
-            "meta_learner": values,
-            "client_of": [[node, client] for node, client in self.client_of.items()],
-            "examples_of": [[client, n] for client, n in self._examples_of.items()],
-            "told": [[node, sorted(parts)] for node, parts in self.told.items()],
+        # Of what a node was told, what is not advised any more is only known to be something else.
+        names = sorted({name for parts in self.told.values() for name in parts})
+        held = [
+            [
+                (name in parts) + (name in parts and advice.get(name) is parts[name])
+                for name in names
+            ]
+            for parts, advice in ((parts, self._advice(n)) for n, parts in self.told.items())
+        ]
+        arrays |= {
+            "exchange/client_of": np.array(list(self.client_of.items()), dtype=np.uint64),
+            "exchange/examples_of": np.array(list(self._examples_of.items()), dtype=np.int64),
+            "exchange/told": np.array(list(self.told), dtype=np.uint64),
+            "exchange/held": np.array(held, dtype=np.int8).reshape(len(held), len(names)),
         }
+        return arrays, {"meta_learner": values, "names": names}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a checkpoint."""
         self.meta_learner.restore(arrays, values["meta_learner"])
-        self.client_of = dict(values["client_of"])
-        self._examples_of = dict(values["examples_of"])
+        self.client_of = dict(arrays["exchange/client_of"].reshape(-1, 2).tolist())
+        self._examples_of = dict(arrays["exchange/examples_of"].reshape(-1, 2).tolist())
         self.told = {}
-        for node, names in values["told"]:
-            parts = self.meta_learner.guidance(self.client_of.get(node, -1)).parts
-            self.told[node] = {name: parts[name] for name in names if name in parts}
+        held = arrays["exchange/held"].tolist()
+        for node, row in zip(arrays["exchange/told"].tolist(), held, strict=True):
+            advice, has = self._advice(node), zip(values["names"], row, strict=True)
+            # 0 for a part that is not held, 1 for another, 2 for the one that is advised.
+            self.told[node] = {n: advice[n] if code == 2 else _OTHER for n, code in has if code}
+
+    def _advice(self, node: int) -> Mapping[str, NDArray[Any]]:
+        """The parts of guidance that a node should have by now."""
+        return self.meta_learner.guidance(self.client_of.get(node, -1)).parts

@@ -50,8 +50,13 @@ class Insights(StackedFedAvg):
 
     @property
     def new_insights(self) -> list[Insight]:
-        """The last round's, for the run's records."""
-        return self.exchange.insights
+        """The last round's, ascending by client."""
+        return list(self.exchange.insights)
+
+    @property
+    def insight_lines(self) -> dict[str, list[Any]]:
+        """The last round's as columns, for the run's records."""
+        return self.exchange.lines()
 
     @property
     def findings(self) -> dict[str, Any]:

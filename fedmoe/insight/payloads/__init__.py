@@ -20,12 +20,13 @@ class Payloads:
 
     Attributes:
         by_name: those that fit.
+        owner: name of the payload that each array belongs to.
     """
 
     def __init__(self, facts: Facts) -> None:
         made = [kind(facts) for kind in PAYLOADS.values()]
         self.by_name = {payload.name: payload for payload in made if payload.fits}
-        self._owner = {name: one for one in self.by_name.values() for name in one.shapes}
+        self.owner = {array: one.name for one in self.by_name.values() for array in one.shapes}
 
     def fitting(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of some names that there are, each once and in a common order."""
@@ -34,7 +35,7 @@ class Payloads:
 
     def told(self, arrays: Iterable[str]) -> tuple[str, ...]:
         """Which payloads some arrays' names belong to."""
-        return self.fitting({self._owner[name].name for name in arrays if name in self._owner})
+        return self.fitting({self.owner[name] for name in arrays if name in self.owner})
 
     def check(self, arrays: Mapping[str, NDArray[Any]], num_examples: int) -> None:
         """Refuse one client's arrays that no honest client could have sent.
@@ -43,13 +44,15 @@ class Payloads:
             ValueError: names the array or the payload, and what is wrong.
         """
         for name, array in arrays.items():
-            expected = self._owner[name].shapes[name] if name in self._owner else None
+            expected = self._shape(name)
             if array.shape != expected:
                 raise ValueError(
                     f"insight payload {name} has shape {array.shape}, expected {expected}"
                 )
-            if array.dtype.kind != "f" or out_of_range(array[None])[0]:
-                raise ValueError(f"insight payload {name} ({array.dtype}) is not finite")
+            if array.dtype != np.float32:
+                raise ValueError(f"insight payload {name} is {array.dtype}, expected float32")
+            if out_of_range(array[None])[0]:
+                raise ValueError(f"insight payload {name} is not finite")
         stacked = {name: array[None] for name, array in arrays.items()}
         for name in self.told(arrays):
             if self._wrong(self.by_name[name], stacked, np.array([num_examples]))[0]:
@@ -64,12 +67,15 @@ class Payloads:
         """Which of many clients' arrays, C in front, `check` may refuse, (C,)."""
         bad_C = np.full(len(num_examples_C), False)
         for name, array in arrays.items():
-            if name not in self._owner or array.shape[1:] != self._owner[name].shapes[name]:
+            if array.shape[1:] != self._shape(name) or array.dtype != np.float32:
                 return ~bad_C
-            bad_C |= (array.dtype.kind != "f") | out_of_range(array)
+            bad_C |= out_of_range(array)
         for name in self.told(arrays):
             bad_C |= self._wrong(self.by_name[name], arrays, num_examples_C)
         return bad_C
+
+    def _shape(self, array: str) -> tuple[int, ...] | None:
+        return self.by_name[self.owner[array]].shapes[array] if array in self.owner else None
 
     @staticmethod
     def _wrong(

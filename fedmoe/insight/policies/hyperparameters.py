@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedmoe.data.drawing import hash_keys
+from fedmoe.insight.columns import Columns
 from fedmoe.insight.guidance import Guidance
-from fedmoe.insight.memory import Columns, Memory
+from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import Policy, State
 from fedmoe.insight.policies.robust import winsorised
 from fedmoe.schema import HyperparametersPolicyConfig

@@ -51,9 +51,17 @@ class EmpiricalBayes:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All clients' sufficient statistics in each one's own eigenbasis A_k = U diag(s) U'."""
+    """All clients' sufficient statistics in each one's own eigenbasis A_k = U diag(s) U'.
 
-    basis_KPP: Doubles
+    Attributes:
+        basis_PX: the eigenvectors U of all clients side by side, X = K P of them.
+        scale_KP: s.
+        projected_KPO: U'c.
+        squares: the sum of all Y'Y.
+        samples: N.
+    """
+
+    basis_PX: Doubles
     scale_KP: Doubles
     projected_KPO: Doubles
     squares: float
@@ -67,25 +75,26 @@ class Statistics:
         scale_KP = np.where(scale_KP > floor, scale_KP, 0.0)
         projected = np.swapaxes(basis_KPP, 1, 2) @ xy_KPO
         projected *= (scale_KP > 0)[:, :, None]
-        return cls(basis_KPP, scale_KP, projected, float(yy_KO.sum()), samples)
+        basis_PX = np.swapaxes(basis_KPP, 0, 1).reshape(scale_KP.shape[1], -1)
+        return cls(basis_PX, scale_KP, projected, float(yy_KO.sum()), samples)
 
     def estimate(self, rho: float) -> EmpiricalBayes:
         """Best mean and noise for a given rho."""
         shrunk_KP = 1 / (1 + rho * self.scale_KP)
         weight_KP = self.scale_KP * shrunk_KP
-        precision_PP = np.einsum("kip,kp,kjp->ij", self.basis_KPP, weight_KP, self.basis_KPP)
-        right_PO = np.einsum("kip,kp,kpo->io", self.basis_KPP, shrunk_KP, self.projected_KPO)
+        # Sums over clients and eigenvectors at once, as one product of matrices each.
+        shrunk_KPO = shrunk_KP[:, :, None] * self.projected_KPO
+        precision_PP = (self.basis_PX * weight_KP.ravel()) @ self.basis_PX.T
+        right_PO = self.basis_PX @ shrunk_KPO.reshape(-1, shrunk_KPO.shape[2])
         mean_PO = np.linalg.lstsq(precision_PP, right_PO, rcond=None)[0]
         # y' V^-1 y = y'y - rho sum (U'c)^2 / (1 + rho s), by Woodbury's identity.
-        squares = self.squares - rho * float(
-            np.einsum("kp,kpo->", shrunk_KP, self.projected_KPO**2)
-        )
+        squares = self.squares - rho * float((shrunk_KPO * self.projected_KPO).sum())
         residual = max(squares - float((right_PO * mean_PO).sum()), 1e-12)
         outputs = right_PO.shape[1]
         noise = residual / (self.samples * outputs)
         log_determinant = -outputs * float(np.log(shrunk_KP).sum())
         deviance = self.samples * outputs * np.log(noise) + log_determinant
-        return EmpiricalBayes(mean_PO, rho, noise, float(deviance))
+        return EmpiricalBayes(np.asarray(mean_PO, np.float64), rho, noise, float(deviance))
 
 
 def fit(statistics: Statistics) -> EmpiricalBayes:
@@ -114,11 +123,16 @@ class Prior(Policy):
         super().__init__()
         del config  # nothing to choose: the strength is learned
         self._advice = Guidance()
+        self._learned: tuple[object, ...] = ()
 
     @override
     def learn(self, memory: Memory, round: int) -> None:
         """Estimate, if at least two clients have told statistics."""
-        clients, told = memory.collect("statistics_xx", "statistics_xy", "statistics_yy")
+        names = ("statistics_xx", "statistics_xy", "statistics_yy")
+        if self._learned == (revision := memory.revision(*names)):
+            return
+        self._learned = revision
+        clients, told = memory.collect(*names)
         if len(clients) < 2:
             return
         xx_KPP, xy_KPO, yy_KO = (array.astype(np.float64) for array in told.values())

@@ -36,11 +36,16 @@ class Prototypes(Policy):
         super().__init__()
         self.config = config
         self._advice = Guidance()
+        self._learned: tuple[object, ...] = ()
 
     @override
     def learn(self, memory: Memory, round: int) -> None:
         """Average, if any client has told sums."""
-        clients, told = memory.collect("prototype_sum", "prototype_count")
+        names = ("prototype_sum", "prototype_count")
+        if self._learned == (revision := memory.revision(*names)):
+            return
+        self._learned = revision
+        clients, told = memory.collect(*names)
         if not len(clients):
             return
         count_O = told["prototype_count"].sum(axis=0, dtype=np.float64)
