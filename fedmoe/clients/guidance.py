@@ -34,6 +34,9 @@ class Held(NamedTuple):
     new: dict[str, Parameters]
 
 
+NOT_GUIDED = Held({}, torch.zeros(0), {}, {})
+
+
 def held_guidance(experiment: Experiment, request: TrainRequest, states: States) -> Held:
     """Put together what the clients are told and what they were told before.
 

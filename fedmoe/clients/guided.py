@@ -1,9 +1,11 @@
-"""What a request and its guidance add to a cohort's loss.
+"""What a request and its guidance change of a cohort's training.
 
 Letters: C clients of the cohort, D features, P = D + 1 coefficients, O outputs.
 """
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.guidance import Held
@@ -28,6 +30,23 @@ def guided_terms(
         trust_C = prototype_trust(*samples.padded(), prototypes_COD, weight_CO > 0)
         terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
+
+
+def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
+    """(C,) passes over the data that the clients are to make."""
+    configured = experiment.config.training.epochs
+    if "epochs" not in held.numbers:
+        return np.full(clients, configured, dtype=np.int64)
+    epochs_C: Ints = held.numbers["epochs"].cpu().numpy().astype(np.int64)
+    return epochs_C
+
+
+def guided_rates(experiment: Experiment, held: Held, clients: int) -> Tensor:
+    """(C,) learning rates of the clients."""
+    rate_C = torch.full(
+        (clients,), experiment.config.training.learning_rate, device=experiment.device
+    )
+    return rate_C * held.numbers["learning_rate"] if "learning_rate" in held.numbers else rate_C
 
 
 def guided_prior(experiment: Experiment, held: Held, count_C: Ints) -> Prior | None:

@@ -14,6 +14,7 @@ from fedmoe.clients.requests import TrainRequest
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Numbers, Records, Stack
 from fedmoe.models import Parameters
+from fedmoe.training.batches import steps_per_epoch
 from fedmoe.training.cohort import Trained
 from fedmoe.training.evaluation import Evaluation
 
@@ -42,8 +43,8 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         "client_id": request.clients,
         "round": np.full(len(request.clients), settings.round),
         "num_examples": samples.count_C,
-        "epochs_trained": np.full(len(request.clients), config.epochs),
-        "steps": config.epochs * -(-samples.count_C // config.batch_size),
+        "epochs_trained": job.epochs_C,
+        "steps": job.epochs_C * steps_per_epoch(samples.count_C, config.batch_size),
         "guidance_parts": job.guidance.count_C.numpy().astype(np.int64),
         "final_loss": final_loss,
         "loss_improvement": as_numbers(trained.first_loss_C) - final_loss,

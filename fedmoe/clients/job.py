@@ -20,8 +20,8 @@ from fedmoe.clients.experts import (
     with_rows,
     with_state,
 )
-from fedmoe.clients.guidance import Held, held_guidance
-from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.guidance import NOT_GUIDED, Held, held_guidance
+from fedmoe.clients.guided import guided_epochs, guided_prior, guided_rates, guided_terms
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
@@ -110,6 +110,15 @@ class Job:
         """
         assert isinstance(self.request, TrainRequest)
         return held_guidance(self.experiment, self.request, self.states)
+
+    @cached_property
+    def epochs_C(self) -> Ints:
+        """(C,) passes over the data, as guided or configured."""
+        return guided_epochs(self.experiment, self._guidance_if_any, len(self.clients))
+
+    @property
+    def _guidance_if_any(self) -> Held:
+        return self.guidance if isinstance(self.request, TrainRequest) else NOT_GUIDED
 
     def samples_of(self, part: Part) -> Samples:
         """A part of the clients' data."""
@@ -225,7 +234,7 @@ class Job:
 
         Args:
             params: to start from, (C, ...) by name or (1, ...) for one that all share.
-            epochs: passes over the data; the configuration's if `None`.
+            epochs: passes over the data; `epochs_C` if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
             prior: on the parameters; the request's own comes first.
@@ -262,7 +271,7 @@ class Job:
         optimizer: str | None,
         held: Tensor | None,
     ) -> Cohort:
-        config, request, count = self.experiment.config.training, self.request, len(self.clients)
+        request, count = self.request, len(self.clients)
         wide = self.each(params)
         asked, insight = list[Term](), False
         if isinstance(request, TrainRequest):
@@ -279,8 +288,8 @@ class Job:
             params=wide,
             seed=self.experiment.config.seed,
             round=request.settings.round,
-            epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
-            lr_C=torch.full((count,), config.learning_rate, device=self.experiment.device),
+            epochs_C=self.epochs_C if epochs is None else np.full(count, epochs, dtype=np.int64),
+            lr_C=guided_rates(self.experiment, self._guidance_if_any, count),
             optimizer_state=state,
             terms=[*asked, *terms],
             prior=prior,

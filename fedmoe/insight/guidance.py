@@ -21,7 +21,10 @@ from fedmoe.data.federation import Task
 #   prototypes: mean input of each class over the federation; rows of unknown classes are 0
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
 PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight")
-NUMBERS: tuple[str, ...] = ()
+# What a number is:
+#   learning_rate: factor on the configured learning rate; factors of several policies multiply
+#   epochs: passes over the client's data in place of the configured ones
+NUMBERS = ("learning_rate", "epochs")
 
 
 def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
@@ -66,7 +69,8 @@ class Guidance:
         """Refuse guidance that does not fit.
 
         Raises:
-            ValueError: an unknown part, one of a wrong shape, or one that is not finite.
+            ValueError: an unknown part, one of a wrong shape, or one that is not finite; a number
+                that is unknown or no positive one.
         """
         shapes = part_shapes(task)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
@@ -79,5 +83,6 @@ class Guidance:
             if not np.isfinite(array).all():
                 raise ValueError(f"guidance {name} is not finite")
         for name, value in self.numbers.items():
-            if not np.isfinite(value):
-                raise ValueError(f"guidance {name}={value}: must be finite")
+            if not 0 < value < np.inf or (name == "epochs" and value != int(value)):
+                kind = "a whole number" if name == "epochs" else "a finite number"
+                raise ValueError(f"guidance {name}={value}: must be {kind} above 0")

@@ -109,6 +109,13 @@ class Memory:
     def _drop(self, name: str, amount: float) -> None:
         self.dropped[name] = self.dropped.get(name, 0) + amount
 
+    def of_round(self, round: int) -> Columns | None:
+        """What was told in a round, (C,) by name; `None` if nothing was, or it is forgotten."""
+        for columns in reversed(self.rounds):
+            if columns["round"][0] == round:
+                return columns
+        return None
+
     def newest(self, *names: str) -> Columns:
         """Each remembered client's newest numbers, ascending by client.
 

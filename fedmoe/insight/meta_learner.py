@@ -1,17 +1,19 @@
 """The MetaLearner: observes insights, and turns them into guidance by a list of policies."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmoe.data.federation import Ints
 from fedmoe.insight.columns import RoundInsights
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies import POLICIES, Policy
+from fedmoe.insight.policies import POLICIES, Policy, Setting
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
 DEFAULT = MetaLearnerConfig(
@@ -55,17 +57,43 @@ class MetaLearner:
         """Names of the payloads that the policies read."""
         return tuple(dict.fromkeys(name for policy in self.policies for name in policy.reads))
 
-    def observe(self, round: int, insights: RoundInsights | Iterable[Insight]) -> dict[str, Any]:
+    def prepare(self, setting: Setting) -> None:
+        """Say what experiment the policies are for, before the first round."""
+        for policy in self.policies:
+            policy.setting = setting
+
+    def select(self, round: int, clients: Ints, count: int) -> Ints | None:
+        """Who is to train in a round: the first policy that says, see `Policy.select`."""
+        for policy in self.policies:
+            places = policy.select(self.memory, round, clients, count)
+            if places is not None:
+                return places
+        return None
+
+    def observe(
+        self,
+        round: int,
+        insights: RoundInsights | Iterable[Insight],
+        client_of: Mapping[int, int | None] | None = None,
+    ) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
+
+        Args:
+            round: of the federation.
+            insights: that came.
+            client_of: see `Policy.answered`; by default everybody who told was known.
 
         Returns:
             The round's summary, see `aggregate`; what the policies decided; and what is
             remembered.
         """
         told = insights if isinstance(insights, RoundInsights) else RoundInsights.of(insights)
+        if client_of is None:
+            client_of = {client: client for client in told.numbers["client_id"].tolist()}
         self.memory.add(told)
         self._merged = {}
         for policy in self.policies:
+            policy.answered(client_of)
             policy.learn(self.memory, round)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
         memory = {
@@ -115,7 +143,10 @@ def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 def _joined(advice: Sequence[Guidance]) -> Guidance:
     parts = {name: array for one in advice for name, array in one.parts.items()}
-    return Guidance(parts, {name: x for one in advice for name, x in one.numbers.items()})
+    numbers = {name: x for one in advice for name, x in one.numbers.items()}
+    if "learning_rate" in numbers:
+        numbers["learning_rate"] = math.prod(a.numbers.get("learning_rate", 1.0) for a in advice)
+    return Guidance(parts, numbers)
 
 
 def aggregate(insights: RoundInsights) -> dict[str, Any]:

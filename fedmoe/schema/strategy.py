@@ -76,6 +76,47 @@ class FedAdamConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedYogiConfig(StrategyBase):
+    """Yogi at the server (arXiv 2003.00295).
+
+    Attributes:
+        eta, beta_1, beta_2, tau: as of `FedAdamConfig`.
+    """
+
+    name: Literal["fedyogi"]
+    eta: Positive
+    beta_1: Fraction
+    beta_2: Fraction
+    tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAdagradConfig(StrategyBase):
+    """Adagrad at the server (arXiv 2003.00295).
+
+    Attributes:
+        eta: server learning rate.
+        tau: adaptivity, added to the root of the sum of squares.
+    """
+
+    name: Literal["fedadagrad"]
+    eta: Positive
+    tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReptileConfig(StrategyBase):
+    """Reptile (arXiv 1803.02999): a step of the server towards the average.
+
+    Attributes:
+        epsilon: its length as a share of the way; 1 is FedAvg.
+    """
+
+    name: Literal["reptile"]
+    epsilon: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FedEmConfig(StrategyBase):
     """FedEM (arXiv 2108.10252): every client a mixture of its own of shared components.
 
@@ -225,6 +266,9 @@ StrategyConfig = Annotated[
     | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
+    | FedYogiConfig
+    | FedAdagradConfig
+    | ReptileConfig
     | FedEmConfig
     | IfcaConfig
     | FedMoeConfig

@@ -80,8 +80,10 @@ class StackedFedAvg(FedAvg):
         if not nodes:
             raise RunError("no client is connected")
         count = max(1, self.min_train_nodes, int(len(nodes) * self.fraction_train))
-        if count >= len(nodes):
-            return nodes
+        return nodes if count >= len(nodes) else self.choose(server_round, nodes, count)
+
+    def choose(self, server_round: int, nodes: Sequence[int], count: int) -> Sequence[int]:
+        """Draw `count` of more nodes; they keep their order."""
         generator = np.random.default_rng([self.seed, server_round])
         chosen = np.sort(generator.choice(len(nodes), size=count, replace=False))
         return [nodes[index] for index in chosen.tolist()]

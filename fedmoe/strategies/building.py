@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
@@ -16,7 +17,7 @@ from fedmoe.data.federation import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.insight.payloads import Facts, Payloads
-from fedmoe.insight.policies import POLICIES
+from fedmoe.insight.policies import POLICIES, Setting
 from fedmoe.messages.words import LOSS
 from fedmoe.models import Parameters, build_model
 from fedmoe.models.heads import head_names, representation_width
@@ -25,6 +26,7 @@ from fedmoe.schema import (
     CustomStrategyConfig,
     DittoConfig,
     ExperimentConfig,
+    FedAdagradConfig,
     FedAdamConfig,
     FedAvgConfig,
     FedAvgFineTuneConfig,
@@ -33,17 +35,20 @@ from fedmoe.schema import (
     FedProtoConfig,
     FedProxConfig,
     FedRepConfig,
+    FedYogiConfig,
     IfcaConfig,
     InsightExchangeConfig,
     LocalConfig,
     LocalGlobalConfig,
     MoeConfig,
+    ReptileConfig,
     StockConfig,
 )
 from fedmoe.strategies.assignment import ExpertAssignment
 from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 from fedmoe.strategies.ditto import Ditto
 from fedmoe.strategies.exchange import Exchange
+from fedmoe.strategies.fedadagrad import FedAdagrad
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
@@ -52,10 +57,12 @@ from fedmoe.strategies.fedmoe import FedMoE
 from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
+from fedmoe.strategies.fedyogi import FedYogi
 from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange, Insights, with_insights
 from fedmoe.strategies.local import Local
 from fedmoe.strategies.local_global import LocalGlobal
+from fedmoe.strategies.reptile import Reptile
 
 _LOG = logging.getLogger("fedmoe.strategies")
 
@@ -110,6 +117,14 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
     if meta_learner is None:
         memory = Memory(rules.memory_rounds, rules.memory_bytes)
         meta_learner = MetaLearner(config.meta_learner, memory)
+    meta_learner.prepare(
+        Setting(
+            seed=config.seed,
+            learning_rate=config.training.learning_rate,
+            momentum=config.training.momentum,
+            keeps_momentum=not config.training.reset_optimizer,
+        )
+    )
     model = local_algorithm(config.strategy).build(config.model, task, config.seed)
     return Exchange(meta_learner, Payloads(Facts.of(config, task, model)), rules.payloads)
 
@@ -138,6 +153,9 @@ _OURS: dict[type, type[StackedFedAvg]] = {
     FedAvgFineTuneConfig: FedAvgFineTune,
     FedProxConfig: FedProx,
     FedAdamConfig: FedAdam,
+    FedYogiConfig: FedYogi,
+    FedAdagradConfig: FedAdagrad,
+    ReptileConfig: Reptile,
     FedEmConfig: FedEm,
     FedMoeConfig: FedMoE,
     IfcaConfig: Ifca,
@@ -154,8 +172,9 @@ def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
     chosen = config.strategy
     if isinstance(chosen, FedProxConfig):
         return {"proximal_mu": chosen.proximal_mu}
-    if isinstance(chosen, FedAdamConfig):
-        return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
+    if isinstance(chosen, FedAdamConfig | FedYogiConfig | FedAdagradConfig | ReptileConfig):
+        own = asdict(chosen)
+        return {name: own[name] for name in own.keys() - {"name", "fraction_train"}}
     if isinstance(chosen, FedMoeConfig):
         strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
         return {

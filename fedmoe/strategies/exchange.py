@@ -62,21 +62,36 @@ class Exchange:
         # This round's good insights: those that came together, and each node's piece and place.
         self._pieces: list[RoundInsights] = []
         self._accepted: dict[int, tuple[int, int]] = {}
+        self._place_of: dict[int, int] = {}  # in the grid
+        self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
     def begin(self, round: int, connected: Sequence[int]) -> None:
         """A round begins; a client whose node is gone may come back as another node."""
         self._round, self._pieces, self._accepted, self._asked = round, [], {}, {}
+        self._place_of = {node: place for place, node in enumerate(connected)}
+        self._known_as = {}
         here = set(connected)
         self.client_of = {n: client for n, client in self.client_of.items() if n in here}
         self.told = {n: parts for n, parts in self.told.items() if n in here}
         self._node_of = {client: node for node, client in self.client_of.items()}
+
+    def _name(self, node: int) -> int:
+        """A node's client id, or a stand-in below 0, which goes by the grid's order."""
+        return self.client_of.get(node, -1 - self._place_of.get(node, 0))
+
+    def select(self, nodes: Sequence[int], count: int) -> list[int] | None:
+        """Who is to train of those that are there, in their order, if a policy says so."""
+        clients = np.array([self._name(node) for node in nodes], dtype=np.int64)
+        places = self.meta_learner.select(self._round, clients, count)
+        return None if places is None else [nodes[place] for place in np.sort(places).tolist()]
 
     def ask(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]]:
         """What each node is sent: what is asked for, and the guidance that it does not have.
 
         Nodes that are sent the same share the object, so that it is made and read once.
         """
-        clients = [self.client_of.get(node, -1) for node in nodes]
+        clients = [self._name(node) for node in nodes]
+        self._known_as |= zip(nodes, clients, strict=True)
         seen: dict[tuple[Any, ...], _Asked] = {}
         made: dict[tuple[Any, ...], _Asked] = {}
         for node, client, payloads in zip(nodes, clients, self._lacking(clients), strict=True):
@@ -182,11 +197,16 @@ class Exchange:
             own = came.setdefault(piece, ([], []))
             own[0].append(node)
             own[1].append(place)
+        answered = set(nodes)
         taken = [self._pieces[piece].take(places) for piece, (_, places) in came.items()]
         for (some, _), insights in zip(came.values(), taken, strict=True):
             self._note(some, insights)
         self.insights = RoundInsights.joined(taken)
-        self.findings = self.meta_learner.observe(round, self.insights)
+        client_of = {
+            name: self.client_of[node] if node in answered else None
+            for node, name in self._known_as.items()
+        }
+        self.findings = self.meta_learner.observe(round, self.insights, client_of)
 
     def _note(self, nodes: Sequence[int], insights: RoundInsights) -> None:
         """What nodes have been told, unless they have lost it; and what they have trained on."""

@@ -72,6 +72,12 @@ class Insights(StackedFedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
     @override
+    def choose(self, server_round: int, nodes: Sequence[int], count: int) -> Sequence[int]:
+        """Whom a policy of the MetaLearner selects, or as without insights."""
+        chosen = self.exchange.select(nodes, count)
+        return super().choose(server_round, nodes, count) if chosen is None else chosen
+
+    @override
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
         """Each client's own request and guidance."""
         own, others = self.exchange.ask(nodes), super().personal_records(nodes)

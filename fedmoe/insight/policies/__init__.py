@@ -2,11 +2,20 @@
 
 from typing import Any
 
-from fedmoe.insight.policies.base import Policy
+from fedmoe.insight.policies.base import Policy, Setting
+from fedmoe.insight.policies.hyperparameters import Hyperparameters
 from fedmoe.insight.policies.prior import Prior
 from fedmoe.insight.policies.prototypes import Prototypes
+from fedmoe.insight.policies.selection import Selection
+from fedmoe.insight.policies.step_size import StepSize
 
-__all__ = ["POLICIES", "Policy"]
+__all__ = ["POLICIES", "Policy", "Setting"]
 
 # By the key of `MetaLearnerConfig`, in the order in which they learn.
-POLICIES: dict[str, Any] = {"prior": Prior, "prototypes": Prototypes}
+POLICIES: dict[str, Any] = {
+    "prior": Prior,
+    "prototypes": Prototypes,
+    "step_size": StepSize,
+    "hyperparameters": Hyperparameters,
+    "selection": Selection,
+}
