@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.requests import GUIDANCE, TrainRequest
 from fedmoe.clients.states import States
-from fedmoe.data.federation import Task
+from fedmoe.data.federation import Ints, Task
 from fedmoe.insight.guidance import PARTS, part_shapes
 from fedmoe.models import Parameters
 
@@ -55,16 +55,29 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
             known_C = torch.ones(len(request.clients), device=device)
             held.new[GUIDANCE + name] = {"value": value, "known": known_C}
         else:
-            kept = states.read(GUIDANCE + name, request.clients, _unknown(task, name))
+            kept = kept_part(experiment, states, request.clients, name)
             if kept is None:
                 continue
-            value, known_C = kept["value"].to(device), kept["known"].to(device)
+            value, known_C = kept["value"], kept["known"]
         held.parts[name] = value
         held.count_C.add_(known_C.cpu())
     for name in request.guidance[0].numbers if request.guidance else {}:
         each = torch.tensor([one.numbers[name] for one in request.guidance])
         held.numbers[name] = each[torch.from_numpy(request.guidance_of)].to(device)
     return held
+
+
+def kept_part(
+    experiment: Experiment, states: States, clients: Ints, name: str
+) -> Parameters | None:
+    """A part that clients were told before: `value` (C, ...) and whether it is `known` (C,).
+
+    `None` if none of them was told.
+    """
+    kept = states.read(GUIDANCE + name, clients, _unknown(experiment.data.task, name))
+    if kept is None:
+        return None
+    return {key: value.to(experiment.device) for key, value in kept.items()}
 
 
 def _unknown(task: Task, name: str) -> Parameters:

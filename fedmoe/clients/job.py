@@ -20,7 +20,7 @@ from fedmoe.clients.experts import (
     with_rows,
     with_state,
 )
-from fedmoe.clients.guidance import NOT_GUIDED, Held, held_guidance
+from fedmoe.clients.guidance import NOT_GUIDED, Held, held_guidance, kept_part
 from fedmoe.clients.guided import guided_epochs, guided_prior, guided_rates, guided_terms
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
@@ -119,6 +119,13 @@ class Job:
     @property
     def _guidance_if_any(self) -> Held:
         return self.guidance if isinstance(self.request, TrainRequest) else NOT_GUIDED
+
+    def guided(self, name: str) -> Tensor | None:
+        """(C, ...) a part of what the clients are guided by; `None` if no client holds it."""
+        if isinstance(self.request, TrainRequest):
+            return self.guidance.parts.get(name)
+        kept = kept_part(self.experiment, self.states, self.clients, name)
+        return None if kept is None else kept["value"]
 
     def samples_of(self, part: Part) -> Samples:
         """A part of the clients' data."""

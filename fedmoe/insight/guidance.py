@@ -20,7 +20,8 @@ from fedmoe.data.federation import Task
 #   prior_ratio: noise variance over prior variance, sigma^2 / tau^2; larger pulls harder
 #   prototypes: mean input of each class over the federation; rows of unknown classes are 0
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
-PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight")
+#   expert: 1 + the expert of a mixture at which a client's prior begins and is held
+PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight", "expert")
 # What a number is:
 #   learning_rate: factor on the configured learning rate; factors of several policies multiply
 #   epochs: passes over the client's data in place of the configured ones
@@ -35,6 +36,7 @@ def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
         "prior_ratio": (),
         "prototypes": (outputs, features),
         "prototype_weight": (outputs,),
+        "expert": (),
     }
 
 

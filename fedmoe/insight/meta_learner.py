@@ -17,7 +17,7 @@ from fedmoe.insight.policies import POLICIES, Policy, Setting
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
 DEFAULT = MetaLearnerConfig(
-    prior=PriorPolicyConfig(), prototypes=PrototypesPolicyConfig(strength=2.0)
+    prior=PriorPolicyConfig(), prototypes=PrototypesPolicyConfig(strength=2.0, of="cluster")
 )
 _SUMMARISED = (
     "final_loss", "loss_improvement", "mean_grad", "validation_loss", "uncertainty",
@@ -68,6 +68,14 @@ class MetaLearner:
             places = policy.select(self.memory, round, clients, count)
             if places is not None:
                 return places
+        return None
+
+    def clusters(self, clients: Ints) -> Ints | None:
+        """Which clients' data follow one rule: of the first policy that says, see `Policy`."""
+        for policy in self.policies:
+            found = policy.clusters(clients)
+            if found is not None:
+                return found
         return None
 
     def observe(

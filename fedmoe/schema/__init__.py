@@ -23,6 +23,7 @@ from fedmoe.schema.experiment import (
     TrackingConfig,
 )
 from fedmoe.schema.insight import (
+    ExpertAssignmentPolicyConfig,
     HyperparametersPolicyConfig,
     InsightConfig,
     MetaLearnerConfig,
@@ -116,6 +117,7 @@ __all__ = [
     "FedRepConfig",
     "FedYogiConfig",
     "FlightsConfig",
+    "ExpertAssignmentPolicyConfig",
     "HyperparametersPolicyConfig",
     "IfcaConfig",
     "IidConfig",

@@ -13,6 +13,7 @@ from fedmoe.schema.types import STRICT, Count, Finite, NonNegative, Positive, Sh
 PayloadName = Literal[
     "scalars",
     "prototypes",
+    "spread",
     "gaussians",
     "statistics",
     "expert_load",
@@ -69,13 +70,21 @@ class PriorPolicyConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PrototypesPolicyConfig:
-    """Class means of the federation, rehearsed by clients.
+    """Class means of other clients, rehearsed by each.
 
     Attributes:
         strength: weight of the rehearsal, against a client's own samples.
+        of: whose means a client is told: those of the whole `federation`, or of the clients whose
+            classes mean the same as its own (`cluster`).
     """
 
     strength: NonNegative
+    of: Literal["federation", "cluster"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExpertAssignmentPolicyConfig:
+    """Clusters of clients by their class means; a mixture has an expert for each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -152,6 +161,7 @@ class MetaLearnerConfig:
 
     prior: PriorPolicyConfig | None = None
     prototypes: PrototypesPolicyConfig | None = None
+    expert_assignment: ExpertAssignmentPolicyConfig | None = None
     step_size: StepSizePolicyConfig | None = None
     hyperparameters: HyperparametersPolicyConfig | None = None
     selection: SelectionPolicyConfig | None = None

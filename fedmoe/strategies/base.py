@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedmoe.data.federation import Ints
 from fedmoe.errors import RunError
 from fedmoe.messages import words
 from fedmoe.messages.arrays import lazy_record
@@ -115,6 +116,14 @@ class StackedFedAvg(FedAvg):
 
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
         """What each node is sent besides the weights and settings; `None` for nothing."""
+        del nodes
+        return None
+
+    def known_clusters(self, nodes: Sequence[int]) -> Ints | None:
+        """Which nodes' data follow one rule, (N,), as far as somebody has found out; else `None`.
+
+        Clusters are counted from 0; -1 is for a node that is in none.
+        """
         del nodes
         return None
 

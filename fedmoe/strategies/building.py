@@ -117,16 +117,18 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
     if meta_learner is None:
         memory = Memory(rules.memory_rounds, rules.memory_bytes)
         meta_learner = MetaLearner(config.meta_learner, memory)
+    model = local_algorithm(config.strategy).build(config.model, task, config.seed)
+    facts = Facts.of(config, task, model)
     meta_learner.prepare(
         Setting(
             seed=config.seed,
             learning_rate=config.training.learning_rate,
             momentum=config.training.momentum,
             keeps_momentum=not config.training.reset_optimizer,
+            num_experts=facts.num_experts,
         )
     )
-    model = local_algorithm(config.strategy).build(config.model, task, config.seed)
-    return Exchange(meta_learner, Payloads(Facts.of(config, task, model)), rules.payloads)
+    return Exchange(meta_learner, Payloads(facts), rules.payloads)
 
 
 def _foreign(config: ExperimentConfig, common: dict[str, Any]) -> Strategy:

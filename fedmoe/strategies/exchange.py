@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance, MetaLearner, RoundInsights
 from fedmoe.insight.columns import PayloadColumns
 from fedmoe.insight.insight import implausible
@@ -84,6 +85,11 @@ class Exchange:
         clients = np.array([self._name(node) for node in nodes], dtype=np.int64)
         places = self.meta_learner.select(self._round, clients, count)
         return None if places is None else [nodes[place] for place in np.sort(places).tolist()]
+
+    def clusters(self, nodes: Sequence[int]) -> Ints | None:
+        """Which nodes' data follow one rule, (N,), if a policy says so."""
+        clients = np.array([self._name(node) for node in nodes], dtype=np.int64)
+        return self.meta_learner.clusters(clients)
 
     def ask(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]]:
         """What each node is sent: what is asked for, and the guidance that it does not have.

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from fedmoe.data.federation import Ints
 from fedmoe.insight import Insight, MetaLearner
 from fedmoe.messages import words
 from fedmoe.messages.parts import Part
@@ -84,6 +85,11 @@ class Insights(StackedFedAvg):
         if others is None:
             return own
         return [{**other, **mine} for other, mine in zip(others, own, strict=True)]
+
+    @override
+    def known_clusters(self, nodes: Sequence[int]) -> Ints | None:
+        """Those that a policy of the MetaLearner has found."""
+        return self.exchange.clusters(nodes)
 
     def check_reply(self, reply: Message) -> None:
         """Refuse what the strategy refuses, and a reply with an insight that nobody can believe.

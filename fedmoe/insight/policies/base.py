@@ -23,12 +23,14 @@ class Setting:
         learning_rate: that clients train with unless they are told otherwise.
         momentum: of the clients' gradient descent.
         keeps_momentum: whether momentum goes on from round to round.
+        num_experts: that the strategy's mixture has; `None` where there is no mixture.
     """
 
     seed: int = 0
     learning_rate: float = 1.0
     momentum: float = 0.0
     keeps_momentum: bool = False
+    num_experts: int | None = None
 
 
 class Policy(ABC):
@@ -42,7 +44,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.setting = Setting()
@@ -83,6 +85,19 @@ class Policy(ABC):
             (count,) places in `clients`, or `None` to leave it to others.
         """
         del memory, round, clients, count
+        return None
+
+    def clusters(self, clients: Ints) -> Ints | None:
+        """Which clients have data that follow one rule.
+
+        Args:
+            clients: (N,) ids; below 0 as in `advise`.
+
+        Returns:
+            (N,) their clusters, from 0; -1 for who is in none; `None` if there is one rule alone,
+            or the policy does not look for any.
+        """
+        del clients
         return None
 
     def state(self) -> State:
