@@ -1,14 +1,19 @@
 """Experts made of clusters that insights have found, and priors that are held at them."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from mixture_runs import Run, run
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedmoe import data
+from fedmoe.clients.algorithms import fedmoe as fedmoe_client
 from fedmoe.strategies import FedMoE, Insights
 from fedmoe.strategies.seeding import seed_experts
+from fedmoe.training.posteriors import fit_prior
 
 GROUPS = [0, 1, 1, 0, 0, 1, 0, 1]
 WORDS = [
@@ -50,6 +55,29 @@ def test_experts_are_made_after_the_first_round_and_clients_begin_with_their_own
     torch.testing.assert_close(priors(alone), priors(done), rtol=0, atol=1e-5)
     for name, value in done.arrays[-1].items():
         torch.testing.assert_close(alone.arrays[-1][name], value, rtol=0, atol=1e-5)
+
+
+def test_priors_are_held_at_the_expert_that_clients_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In training, in the choice of a strength, and in evaluation; at even shares before."""
+    seen: list[Tensor | None] = []
+
+    def recorded(*args: Any, centre_CE: Tensor | None = None, **options: Any) -> Tensor:
+        seen.append(centre_CE)
+        return fit_prior(*args, centre_CE=centre_CE, **options)
+
+    monkeypatch.setattr(fedmoe_client, "fit_prior", recorded)
+    run([*WORDS, "strategy.strengths=[1,100]", "rounds=2"])
+    told_CE = torch.full((len(GROUPS), 3), 0.1 / 3)
+    told_CE[torch.arange(len(GROUPS)), torch.tensor(GROUPS)] += 0.9
+    # Training and evaluation in round 1; then training, the strengths, and evaluation.
+    assert [one is None for one in seen] == [True, True, False, False, False]
+    expected = [told_CE, told_CE.repeat(2, 1), told_CE]
+    for centre_CE, wanted in zip(seen[2:], expected, strict=True):
+        assert centre_CE is not None  # clients train in an order of their own
+        torch.testing.assert_close(centre_CE.sort(dim=0).values, wanted.sort(dim=0).values)
+    torch.testing.assert_close(seen[-1], told_CE)
 
 
 def test_without_the_policy_it_takes_the_whole_warm_up() -> None:
