@@ -29,7 +29,7 @@ class Held(NamedTuple):
     """
 
     parts: dict[str, Tensor]
-    count_C: Tensor
+    count_C: Ints
     numbers: dict[str, Tensor]
     new: dict[str, Parameters]
 
@@ -47,7 +47,7 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     for one in request.guidance:
         one.check(task)
     came = request.guidance[0].parts if request.guidance else {}
-    held = Held({}, torch.zeros(len(request.clients)), {}, {})
+    held = Held({}, np.zeros(len(request.clients), dtype=np.int64), {}, {})
     for name in PARTS:
         if name in came:
             values = np.stack([np.asarray(one.parts[name]) for one in request.guidance])
@@ -60,10 +60,10 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
                 continue
             value, known_C = kept["value"], kept["known"]
         held.parts[name] = value
-        held.count_C.add_(known_C.cpu())
+        np.add(held.count_C, known_C.cpu().numpy().astype(np.int64), out=held.count_C)
     for name in request.guidance[0].numbers if request.guidance else {}:
-        each = torch.tensor([one.numbers[name] for one in request.guidance])
-        held.numbers[name] = each[torch.from_numpy(request.guidance_of)].to(device)
+        each = np.array([one.numbers[name] for one in request.guidance], dtype=np.float32)
+        held.numbers[name] = torch.from_numpy(each[request.guidance_of]).to(device)
     return held
 
 
@@ -74,12 +74,15 @@ def kept_part(
 
     `None` if none of them was told.
     """
-    kept = states.read(GUIDANCE + name, clients, _unknown(experiment.data.task, name))
+    unknown = _unknown(experiment.data.task, name, experiment.device)
+    kept = states.read(GUIDANCE + name, clients, unknown)
     if kept is None:
         return None
     return {key: value.to(experiment.device) for key, value in kept.items()}
 
 
-def _unknown(task: Task, name: str) -> Parameters:
+def _unknown(task: Task, name: str, device: torch.device) -> Parameters:
     """What a client holds that was never told a part, (1, ...)."""
-    return {"value": torch.zeros(1, *part_shapes(task)[name]), "known": torch.zeros(1)}
+    shape = part_shapes(task)[name]
+    zeros = {"value": torch.zeros(1, *shape, device=device)}
+    return {**zeros, "known": torch.zeros(1, device=device)}
