@@ -12,7 +12,6 @@ from torch import Tensor
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.requests import GUIDANCE, TrainRequest
 from fedmoe.clients.states import States
-from fedmoe.data.federation import Task
 from fedmoe.insight.guidance import PARTS, part_shapes
 from fedmoe.models import Parameters
 
@@ -40,9 +39,10 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     Raises:
         ValueError: guidance does not fit the task.
     """
-    task, device = experiment.data.task, experiment.device
+    task, device, config = experiment.data.task, experiment.device, experiment.config.insight
+    shapes = part_shapes(task, config)
     for one in request.guidance:
-        one.check(task)
+        one.check(task, config)
     came = request.guidance[0].parts if request.guidance else {}
     held = Held({}, torch.zeros(len(request.clients)), {}, {})
     for name in PARTS:
@@ -52,7 +52,7 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
             known_C = torch.ones(len(request.clients), device=device)
             held.new[GUIDANCE + name] = {"value": value, "known": known_C}
         else:
-            kept = states.read(GUIDANCE + name, request.clients, _unknown(task, name))
+            kept = states.read(GUIDANCE + name, request.clients, _unknown(shapes[name]))
             if kept is None:
                 continue
             value, known_C = kept["value"].to(device), kept["known"].to(device)
@@ -64,6 +64,6 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     return held
 
 
-def _unknown(task: Task, name: str) -> Parameters:
+def _unknown(shape: tuple[int, ...]) -> Parameters:
     """What a client holds that was never told a part, (1, ...)."""
-    return {"value": torch.zeros(1, *part_shapes(task)[name]), "known": torch.zeros(1)}
+    return {"value": torch.zeros(1, *shape), "known": torch.zeros(1)}

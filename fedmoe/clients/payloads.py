@@ -41,6 +41,7 @@ def make_payloads(
         *job.samples.padded(),
         change=lambda: _change(job, start, end),
         load=lambda: whole_load(job, end),
+        part=lambda name: _part(job, name),
         answers=lambda: _answers(job, end),
     )
     return {n: array for name in names for n, array in payloads[name].make(sources).items()}
@@ -65,6 +66,17 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
             difference = with_rows(torch.zeros_like(whole[name]).to(now), held_CM, difference)
         moved.append(difference.flatten(1))
     return torch.cat(moved, dim=1)
+
+
+def _part(job: Job, name: str) -> Tensor:
+    """(C, ...): of guidance; zeros for who does not hold it.
+
+    Raises:
+        ValueError: none of the clients does.
+    """
+    if name not in job.guidance.parts:
+        raise ValueError(f"a payload needs guidance {name}, which was not told")
+    return job.guidance.parts[name]
 
 
 def _answers(job: Job, params: Parameters) -> Tensor:

@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Task
+from fedmoe.schema import InsightConfig
 
 # By name: what a part is, and its shape for a task.
 #   prior_mean: mean of the prior on a linear model's coefficients, bias last
 #   prior_ratio: noise variance over prior variance, sigma^2 / tau^2; larger pulls harder
 #   prototypes: mean input of each class over the federation; rows of unknown classes are 0
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
-PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight")
+#   gaussian_basis: directions, one a column, in which clients tell how their classes spread
+PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis")
 NUMBERS: tuple[str, ...] = ()
 
 
-def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
+def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
     """The shape that each part must have."""
     features, outputs = task.num_features, task.num_outputs
     return {
@@ -32,6 +34,7 @@ def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
         "prior_ratio": (),
         "prototypes": (outputs, features),
         "prototype_weight": (outputs,),
+        "gaussian_basis": (features, min(config.rank, features)),
     }
 
 
@@ -62,13 +65,13 @@ class Guidance:
             self.numbers,
         )
 
-    def check(self, task: Task) -> None:
+    def check(self, task: Task, config: InsightConfig) -> None:
         """Refuse guidance that does not fit.
 
         Raises:
             ValueError: an unknown part, one of a wrong shape, or one that is not finite.
         """
-        shapes = part_shapes(task)
+        shapes = part_shapes(task, config)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
             raise ValueError(f"guidance has unknown parts: {sorted(unknown)}")
         for name, array in self.parts.items():

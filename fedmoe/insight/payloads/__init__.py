@@ -12,14 +12,13 @@ from fedmoe.insight.payloads.gaussians import Gaussians
 from fedmoe.insight.payloads.gradient_sketch import GradientSketch
 from fedmoe.insight.payloads.logits import Logits
 from fedmoe.insight.payloads.prototypes import Prototypes
+from fedmoe.insight.payloads.spreads import Spreads
 from fedmoe.insight.payloads.statistics import Statistics
 
 __all__ = ["PAYLOADS", "Facts", "Payload", "Payloads", "Sources"]
 
-PAYLOADS: dict[str, type[Payload]] = {
-    kind.name: kind
-    for kind in (Prototypes, Gaussians, Statistics, ExpertLoad, GradientSketch, Logits)
-}
+_KINDS = (Prototypes, Gaussians, Spreads, Statistics, ExpertLoad, GradientSketch, Logits)
+PAYLOADS: dict[str, type[Payload]] = {kind.name: kind for kind in _KINDS}
 
 
 class Payloads:

@@ -1,17 +1,36 @@
 """Class Gaussians: sums and squares, against loops over each client's samples."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from payload_cases import CLASSES, COUNTS, FEATURES, cohort, one_of, payload, samples_of, told
+from payload_cases import (
+    CLASSES,
+    COUNTS,
+    FEATURES,
+    SEED,
+    cohort,
+    one_of,
+    payload,
+    samples_of,
+    told,
+)
 
+from fedmoe.data.drawing import Stream, generator
 from fedmoe.insight.payloads.base import wrong_counts
-from fedmoe.insight.payloads.gaussians import unpacked
+from fedmoe.insight.payloads.gaussians import Gaussians
+from fedmoe.insight.payloads.products import unpacked
 
-COVARIANCES = ("diagonal", "pooled", "class")
+COVARIANCES = ("diagonal", "pooled", "sketch", "class")
 Arrays = dict[str, NDArray[Any]]
+
+
+def sketching() -> NDArray[Any]:
+    """As the seed has it."""
+    return generator(SEED, Stream.SKETCHING).standard_normal((FEATURES, FEATURES))
 
 
 def expected(samples: list[tuple[Any, Any]], covariance: str, fewest: int, clip: float) -> Arrays:
@@ -33,10 +52,19 @@ def expected(samples: list[tuple[Any, Any]], covariance: str, fewest: int, clip:
                 for j in range(FEATURES):
                     products[label, i, j] += x[i] * x[j]
     found = {"gaussian_count": count, "gaussian_sum": total}
-    if covariance != "class":
+    if covariance == "diagonal":
         found["gaussian_squares"] = squares
+    if covariance in ("pooled", "sketch"):
+        found["gaussian_totals"] = squares.sum(axis=1)
     if covariance == "pooled":
         found["gaussian_products"] = products.sum(axis=0)
+    if covariance == "sketch":
+        found["gaussian_squares"] = squares.sum(axis=0)
+        columns = np.zeros((FEATURES, FEATURES))
+        for i in range(FEATURES):
+            for j in range(FEATURES):
+                columns[i] += products.sum(axis=0)[i, j] * sketching()[j]
+        found["gaussian_sketch"] = columns
     if covariance == "class":
         found["gaussian_products"] = products
     return found
@@ -57,7 +85,7 @@ def test_gaussians_are_sums_over_each_clients_samples(
             own = found[name][client]
             assert own.dtype == np.float32 and own.shape == gaussians.shapes[name]
             if name == "gaussian_products":
-                own = unpacked(own, FEATURES)
+                own = unpacked(own)
             np.testing.assert_allclose(own, array, rtol=1e-5, atol=1e-5)
     if fewest > 1:
         assert 0 < found["gaussian_count"].sum() < sum(COUNTS)  # some are told, some are not
@@ -80,7 +108,7 @@ def test_the_sums_of_clients_give_the_covariance_of_their_samples_together() -> 
     for label in range(CLASSES):
         own = np.array([x for x, y in everything if y == label])
         mean = total["gaussian_sum"][label] / total["gaussian_count"][label]
-        second = unpacked(total["gaussian_products"][label], FEATURES) / len(own)
+        second = unpacked(total["gaussian_products"][label]) / len(own)
         np.testing.assert_allclose(mean, own.mean(axis=0), atol=1e-5)
         np.testing.assert_allclose(
             second - np.outer(mean, mean), np.cov(own.T, bias=True), atol=1e-5
@@ -105,49 +133,64 @@ def lie(arrays: Arrays, name: str, place: tuple[int, ...], value: float) -> Arra
     return spoilt
 
 
-# By name, what of which array is told instead; `label` is a class that the first client has.
+# By name, which number of which array is told instead; -1 stands for a class that is told.
 LIES: dict[str, Any] = {
-    "a class too small to tell": ("gaussian_count", 2.0),
-    "half a sample": ("gaussian_count", 3.5),
-    "fewer than none": ("gaussian_count", -3.0),
-    "more samples than there are": ("gaussian_count", 13.0),
-    "negative squares": ("gaussian_squares", -1.0),
-    "squares too small for the sum": ("gaussian_squares", 1e-3),
-    "a sum too large for the squares": ("gaussian_sum", 1e3),
-    "inputs longer than the clip": ("gaussian_squares", 1e3),
+    "a class too small to tell": ("diagonal", "gaussian_count", (-1,), 2.0),
+    "half a sample": ("diagonal", "gaussian_count", (-1,), 3.5),
+    "fewer than none": ("diagonal", "gaussian_count", (-1,), -3.0),
+    "more samples than there are": ("diagonal", "gaussian_count", (-1,), 13.0),
+    "negative squares": ("diagonal", "gaussian_squares", (-1, 2), -1.0),
+    "squares too small for the sum": ("diagonal", "gaussian_squares", (-1, 2), 1e-3),
+    "a sum too large for the squares": ("diagonal", "gaussian_sum", (-1, 0), 50.0),
+    "inputs longer than the clip": ("diagonal", "gaussian_squares", (-1, 0), 1e3),
+    "a sum too large for the total": ("pooled", "gaussian_sum", (-1, 0), 50.0),
+    "a total that is not the products'": ("pooled", "gaussian_totals", (-1,), 200.0),
+    "a negative square among products": ("pooled", "gaussian_products", (0,), -3.0),
+    "a large product": ("pooled", "gaussian_products", (1,), 1e3),
+    "a large product of a class": ("class", "gaussian_products", (-1, 1), 1e3),
+    "a total that is not the squares'": ("sketch", "gaussian_totals", (-1,), 200.0),
+    "small squares": ("sketch", "gaussian_squares", (2,), 0.0),
+    "a sketch of nothing symmetric": ("sketch", "gaussian_sketch", (0, 0), 100.0),
 }
 
 
 @pytest.mark.parametrize("lied", LIES)
-@pytest.mark.parametrize("covariance", ["diagonal", "pooled"])
-def test_lies_are_refused_and_only_they(lied: str, covariance: str) -> None:
+def test_lies_are_refused_and_only_they(lied: str) -> None:
+    covariance, name, place, value = LIES[lied]
     gaussians = payload("gaussians", covariance=covariance, clip=10.0)
     honest = told(gaussians, cohort())
     label = int(honest["gaussian_count"][0].argmax())
-    name, value = LIES[lied]
-    place = (label,) if name == "gaussian_count" else (label, FEATURES - 1)
-    bad = gaussians.implausible(lie(honest, name, place, value), NUMBERS)
+    at = tuple(label if index == -1 else index for index in place)
+    bad = gaussians.implausible(lie(honest, name, at, value), NUMBERS)
     assert bad.tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("covariance", ["pooled", "class"])
-def test_products_that_are_no_covariance_are_refused(covariance: str) -> None:
-    gaussians = payload("gaussians", covariance=covariance)
-    honest = told(gaussians, cohort())
-    label = int(honest["gaussian_count"][0].argmax())
-    at = () if covariance == "pooled" else (label,)
-    pair = honest["gaussian_products"][(0, *at)]
-    # The first row of the triangle: a square, and its products with the others.
-    for place, value in ((1, 10 * pair[0]), (0, -pair[0])):
-        bad = gaussians.implausible(lie(honest, "gaussian_products", (*at, place), value), NUMBERS)
-        assert bad.tolist() == [True, False, False, False]
+def test_a_sketch_of_what_is_no_covariance_is_refused() -> None:
+    gaussians = payload("gaussians", covariance="sketch")
+    spoilt = told(gaussians, cohort())
+    spoilt["gaussian_sketch"][0] *= -1
+    assert gaussians.implausible(spoilt, NUMBERS).tolist() == [True, False, False, False]
+
+
+def test_a_sketch_has_the_leading_directions() -> None:
+    """Of products that span few directions, as Nystroem's formula has them, all."""
+    gaussians = payload("gaussians", covariance="sketch", min_count_squares=1)
+    assert isinstance(gaussians, Gaussians)
+    sources = cohort()
+    flat = replace(sources, x_CnD=sources.x_CnD * torch.tensor([1.0, 1.0, 0.0]))
+    sketch_DW = told(gaussians, flat)["gaussian_sketch"].sum(axis=0).astype(np.float64)
+    columns_DW = gaussians.sketching()
+    middle = np.linalg.pinv(columns_DW.T @ sketch_DW, rcond=1e-6)
+    found = sketch_DW @ middle @ sketch_DW.T
+    xs = [x for client in range(len(COUNTS)) for x, _ in samples_of(flat, client)]
+    np.testing.assert_allclose(found, sum(np.outer(x, x) for x in xs), rtol=1e-3, atol=1e-3)
 
 
 def test_products_too_small_for_the_sums_of_several_features_are_refused() -> None:
     gaussians = payload("gaussians", covariance="pooled")
     lies = {name: np.zeros((2, *shape)) for name, shape in gaussians.shapes.items()}
     lies["gaussian_count"][:, 1] = 5
-    lies["gaussian_squares"][:, 1] = 5
+    lies["gaussian_totals"][:, 1] = 15
     lies["gaussian_products"][:, [0, 3, 5]] = 5  # the diagonal: features are uncorrelated
     lies["gaussian_sum"][0, 1] = 1
     lies["gaussian_sum"][1, 1] = 4  # each feature's own would do: 4^2 < 5 * 5
@@ -171,16 +214,18 @@ def test_products_without_samples_are_refused() -> None:
     gaussians = payload("gaussians", covariance="pooled")
     nothing = {name: np.zeros((1, *shape)) for name, shape in gaussians.shapes.items()}
     assert not gaussians.implausible(nothing, np.array([5])).any()
-    for name in ("gaussian_sum", "gaussian_squares", "gaussian_products"):
+    for name in ("gaussian_sum", "gaussian_totals", "gaussian_products"):
         spoilt = {**nothing, name: nothing[name].copy()}
         spoilt[name].flat[0] = 1.0
         assert gaussians.implausible(spoilt, np.array([5])).all()
 
 
-@pytest.mark.parametrize(("covariance", "numbers"), [("diagonal", 0), ("pooled", 6), ("class", 24)])
+@pytest.mark.parametrize(
+    ("covariance", "numbers"),
+    [("diagonal", 12), ("pooled", 4 + 6), ("sketch", 4 + 3 + 9), ("class", 24)],
+)
 def test_the_size_is_known_beforehand(covariance: str, numbers: int) -> None:
     gaussians = payload("gaussians", covariance=covariance)
-    squares = 0 if covariance == "class" else CLASSES * FEATURES
-    assert gaussians.nbytes == 4 * (CLASSES + CLASSES * FEATURES + squares + numbers)
+    assert gaussians.nbytes == 4 * (CLASSES + CLASSES * FEATURES + numbers)
     sent = told(gaussians, cohort())
     assert gaussians.nbytes == sum(array[0].nbytes for array in sent.values())
