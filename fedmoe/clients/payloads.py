@@ -54,7 +54,6 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
     before = algorithm.split(model, start)[0] or start
     after = algorithm.split(model, end)[0] or end
     held_CM = algorithm.held_experts(job, end)
-    whole = experiment.parts[0] or experiment.parts[1]
     moved = []
     for name, now in after.items():
         then = before[name].to(now)
@@ -63,7 +62,7 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
             then = held_rows(then, held_CM)
         difference = now - then
         if held_CM is not None:
-            difference = with_rows(torch.zeros_like(whole[name]).to(now), held_CM, difference)
+            difference = with_rows(torch.zeros_like(experiment.parts[0][name]), held_CM, difference)
         moved.append(difference.flatten(1))
     return torch.cat(moved, dim=1)
 

@@ -186,15 +186,59 @@ def test_a_sketch_has_the_leading_directions() -> None:
     np.testing.assert_allclose(found, sum(np.outer(x, x) for x in xs), rtol=1e-3, atol=1e-3)
 
 
-def test_products_too_small_for_the_sums_of_several_features_are_refused() -> None:
-    gaussians = payload("gaussians", covariance="pooled")
-    lies = {name: np.zeros((2, *shape)) for name, shape in gaussians.shapes.items()}
-    lies["gaussian_count"][:, 1] = 5
-    lies["gaussian_totals"][:, 1] = 15
-    lies["gaussian_products"][:, [0, 3, 5]] = 5  # the diagonal: features are uncorrelated
-    lies["gaussian_sum"][0, 1] = 1
-    lies["gaussian_sum"][1, 1] = 4  # each feature's own would do: 4^2 < 5 * 5
-    assert gaussians.implausible(lies, np.array([5, 5])).tolist() == [False, True]
+def made_up(covariance: str, products: Any, total: Any) -> Arrays:
+    """What a client tells of five samples of class 1, of these products and this sum."""
+    shapes = payload("gaussians", covariance=covariance).shapes
+    arrays = {name: np.zeros((1, *shape)) for name, shape in shapes.items()}
+    products_DD, square_D = np.array(products), np.diag(products)
+    arrays["gaussian_count"][0, 1], arrays["gaussian_sum"][0, 1] = 5, total
+    if "gaussian_totals" in arrays:
+        arrays["gaussian_totals"][0, 1] = square_D.sum()
+    if "gaussian_squares" in arrays:
+        arrays["gaussian_squares"][(0, 1) if covariance == "diagonal" else 0] = square_D
+    if covariance == "sketch":
+        arrays["gaussian_sketch"][0] = products_DD @ sketching()
+    elif "gaussian_products" in arrays:
+        packed = products_DD[np.triu_indices(FEATURES)]
+        arrays["gaussian_products"][(0, 1) if covariance == "class" else 0] = packed
+    return arrays
+
+
+def is_refused(covariance: str, arrays: Arrays) -> bool:
+    gaussians = payload("gaussians", covariance=covariance)
+    return bool(gaussians.implausible(arrays, np.array([5]))[0])
+
+
+@pytest.mark.parametrize("covariance", ["pooled", "sketch", "class"])
+def test_products_too_small_for_the_sums_of_several_features_are_refused(covariance: str) -> None:
+    assert not is_refused(covariance, made_up(covariance, 5 * np.eye(3), [1, 1, 1]))
+    # Each feature's own would do, as 4^2 < 5 * 5, but of their sum 12^2 > 5 * 15.
+    assert is_refused(covariance, made_up(covariance, 5 * np.eye(3), [4, 4, 4]))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "sketch"])
+def test_squares_too_small_for_one_feature_s_sum_are_refused(covariance: str) -> None:
+    large = made_up(covariance, np.diag([4, 50, 5]), [4, 0, 0])
+    assert not is_refused(covariance, large)
+    of_1 = (0, 1) if covariance == "diagonal" else 0
+    large["gaussian_squares"][of_1] = [1, 53, 5]
+    assert is_refused(covariance, large)
+
+
+def test_a_total_too_small_for_one_class_s_sum_is_refused() -> None:
+    """Though that of all classes is what the products have."""
+    arrays = made_up("pooled", 5 * np.eye(3), [3, 0, 0])
+    arrays["gaussian_totals"][0] = [0, 10, 0, 0]
+    arrays["gaussian_products"][0] -= 5 / 3 * np.eye(3)[np.triu_indices(3)]
+    assert not is_refused("pooled", arrays)
+    arrays["gaussian_count"][0] = [0, 4, 0, 1]
+    arrays["gaussian_totals"][0] = [0, 1, 0, 9]
+    assert is_refused("pooled", arrays)
+
+
+def test_a_sketch_of_nothing_symmetric_is_refused() -> None:
+    turned = [[5, 0.1, 0], [-0.1, 5, 0], [0, 0, 5]]
+    assert is_refused("sketch", made_up("sketch", turned, [1, 1, 1]))
 
 
 @pytest.mark.parametrize(
