@@ -205,7 +205,7 @@ def made_up(covariance: str, products: Any, total: Any) -> Arrays:
 
 
 def is_refused(covariance: str, arrays: Arrays) -> bool:
-    gaussians = payload("gaussians", covariance=covariance)
+    gaussians = payload("gaussians", covariance=covariance, min_count_squares=1)
     return bool(gaussians.implausible(arrays, np.array([5]))[0])
 
 
@@ -228,11 +228,10 @@ def test_squares_too_small_for_one_feature_s_sum_are_refused(covariance: str) ->
 def test_a_total_too_small_for_one_class_s_sum_is_refused() -> None:
     """Though that of all classes is what the products have."""
     arrays = made_up("pooled", 5 * np.eye(3), [3, 0, 0])
-    arrays["gaussian_totals"][0] = [0, 10, 0, 0]
-    arrays["gaussian_products"][0] -= 5 / 3 * np.eye(3)[np.triu_indices(3)]
-    assert not is_refused("pooled", arrays)
     arrays["gaussian_count"][0] = [0, 4, 0, 1]
-    arrays["gaussian_totals"][0] = [0, 1, 0, 9]
+    arrays["gaussian_totals"][0] = [0, 6, 0, 9]
+    assert not is_refused("pooled", arrays)
+    arrays["gaussian_totals"][0] = [0, 1, 0, 14]
     assert is_refused("pooled", arrays)
 
 
