@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.requests import GUIDANCE, TrainRequest
 from fedmoe.clients.states import States
-from fedmoe.data.federation import Ints, Task
+from fedmoe.data.federation import Ints
 from fedmoe.insight.guidance import PARTS, part_shapes
 from fedmoe.models import Parameters
 
@@ -34,7 +34,7 @@ class Held(NamedTuple):
     new: dict[str, Parameters]
 
 
-NOT_GUIDED = Held({}, torch.zeros(0), {}, {})
+NOT_GUIDED = Held({}, np.zeros(0, dtype=np.int64), {}, {})
 
 
 def held_guidance(experiment: Experiment, request: TrainRequest, states: States) -> Held:
@@ -43,9 +43,9 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     Raises:
         ValueError: guidance does not fit the task.
     """
-    task, device = experiment.data.task, experiment.device
+    task, device, config = experiment.data.task, experiment.device, experiment.config.insight
     for one in request.guidance:
-        one.check(task)
+        one.check(task, config)
     came = request.guidance[0].parts if request.guidance else {}
     held = Held({}, np.zeros(len(request.clients), dtype=np.int64), {}, {})
     for name in PARTS:
@@ -74,15 +74,12 @@ def kept_part(
 
     `None` if none of them was told.
     """
-    unknown = _unknown(experiment.data.task, name, experiment.device)
+    device = experiment.device
+    shape = part_shapes(experiment.data.task, experiment.config.insight)[name]
+    unknown = {
+        "value": torch.zeros(1, *shape, device=device), "known": torch.zeros(1, device=device)
+    }  # fmt: skip
     kept = states.read(GUIDANCE + name, clients, unknown)
     if kept is None:
         return None
-    return {key: value.to(experiment.device) for key, value in kept.items()}
-
-
-def _unknown(task: Task, name: str, device: torch.device) -> Parameters:
-    """What a client holds that was never told a part, (1, ...)."""
-    shape = part_shapes(task)[name]
-    zeros = {"value": torch.zeros(1, *shape, device=device)}
-    return {**zeros, "known": torch.zeros(1, device=device)}
+    return {key: value.to(device) for key, value in kept.items()}

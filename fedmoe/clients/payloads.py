@@ -41,6 +41,7 @@ def make_payloads(
         *job.samples.padded(),
         change=lambda: _change(job, start, end),
         load=lambda: whole_load(job, end),
+        part=lambda name: _part(job, name),
         answers=lambda: _answers(job, end),
     )
     return {n: array for name in names for n, array in payloads[name].make(sources).items()}
@@ -53,7 +54,6 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
     before = algorithm.split(model, start)[0] or start
     after = algorithm.split(model, end)[0] or end
     held_CM = algorithm.held_experts(job, end)
-    whole = experiment.parts[0] or experiment.parts[1]
     moved = []
     for name, now in after.items():
         then = before[name].to(now)
@@ -62,9 +62,20 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
             then = held_rows(then, held_CM)
         difference = now - then
         if held_CM is not None:
-            difference = with_rows(torch.zeros_like(whole[name]).to(now), held_CM, difference)
+            difference = with_rows(torch.zeros_like(experiment.parts[0][name]), held_CM, difference)
         moved.append(difference.flatten(1))
     return torch.cat(moved, dim=1)
+
+
+def _part(job: Job, name: str) -> Tensor:
+    """(C, ...): of guidance; zeros for who does not hold it.
+
+    Raises:
+        ValueError: none of the clients does.
+    """
+    if name not in job.guidance.parts:
+        raise ValueError(f"a payload needs guidance {name}, which was not told")
+    return job.guidance.parts[name]
 
 
 def _answers(job: Job, params: Parameters) -> Tensor:

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SPLIT = 2
     GROUPS = 3
     PUBLIC = 4
+    SKETCHING = 5
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

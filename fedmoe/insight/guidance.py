@@ -14,21 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Task
+from fedmoe.schema import InsightConfig
 
 # By name: what a part is, and its shape for a task.
 #   prior_mean: mean of the prior on a linear model's coefficients, bias last
 #   prior_ratio: noise variance over prior variance, sigma^2 / tau^2; larger pulls harder
 #   prototypes: mean input of each class over the federation; rows of unknown classes are 0
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
+#   gaussian_basis: directions, one a column, in which clients tell how their classes spread
 #   expert: 1 + the expert of a mixture at which a client's prior begins and is held
-PARTS = ("prior_mean", "prior_ratio", "prototypes", "prototype_weight", "expert")
+PARTS = (
+    "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis", "expert",
+)  # fmt: skip
 # What a number is:
 #   learning_rate: factor on the configured learning rate; factors of several policies multiply
 #   epochs: passes over the client's data in place of the configured ones
 NUMBERS = ("learning_rate", "epochs")
 
 
-def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
+def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
     """The shape that each part must have."""
     features, outputs = task.num_features, task.num_outputs
     return {
@@ -37,6 +41,7 @@ def part_shapes(task: Task) -> dict[str, tuple[int, ...]]:
         "prototypes": (outputs, features),
         "prototype_weight": (outputs,),
         "expert": (),
+        "gaussian_basis": (features, min(config.rank, features)),
     }
 
 
@@ -67,14 +72,14 @@ class Guidance:
             self.numbers,
         )
 
-    def check(self, task: Task) -> None:
+    def check(self, task: Task, config: InsightConfig) -> None:
         """Refuse guidance that does not fit.
 
         Raises:
             ValueError: an unknown part, one of a wrong shape, or one that is not finite; a number
                 that is unknown or no positive one.
         """
-        shapes = part_shapes(task)
+        shapes = part_shapes(task, config)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
             raise ValueError(f"guidance has unknown parts: {sorted(unknown)}")
         for name, array in self.parts.items():

@@ -13,8 +13,9 @@ from fedmoe.schema.types import STRICT, Count, Finite, NonNegative, Positive, Sh
 PayloadName = Literal[
     "scalars",
     "prototypes",
-    "spread",
+    "traces",
     "gaussians",
+    "spreads",
     "statistics",
     "expert_load",
     "gradient_sketch",
@@ -35,9 +36,11 @@ class InsightConfig:
             `gaussians` and `statistics`: of two samples these and the sum give both away.
         clip: largest L2 norm of a sample's inputs in a sum, longer ones are shortened; `None`
             for any.
-        covariance: what `gaussians` tell of how a class spreads: each feature's squares
-            (`diagonal`), also the products of all pairs of features over all classes (`pooled`),
-            or these for each class (`class`).
+        covariance: what `gaussians` tell of how classes spread: each class's and feature's
+            squares (`diagonal`), the products of all pairs of features (`pooled` over the
+            classes, `class` for each), or a sketch of the pooled ones (`sketch`).
+        rank: directions of `spreads`, in no more than there are features; a sketch has 20
+            columns more.
         sketch_size: numbers of `gradient_sketch`; of no more than there are features.
         sketch_rounds: it is told in the first so many.
         public: the inputs that `logits` are about: `held_out` takes them out of the data set,
@@ -53,7 +56,8 @@ class InsightConfig:
     min_count: Count
     min_count_squares: Count
     clip: Positive | None
-    covariance: Literal["diagonal", "pooled", "class"]
+    covariance: Literal["diagonal", "pooled", "sketch", "class"]
+    rank: Count
     sketch_size: Count
     sketch_rounds: Count
     public: Literal["held_out", "gaussian"]

@@ -52,6 +52,8 @@ class Exchange:
     ) -> None:
         self.meta_learner, self.payloads = meta_learner, payloads
         self.wanted = payloads.fitting([*wanted, *meta_learner.reads])
+        parts = ((name, payloads.by_name[name].made_by) for name in self.wanted)
+        self._made_by = {name: part for name, part in parts if part is not None}
         self.client_of: dict[int, int] = {}
         self.told: dict[int, Mapping[str, NDArray[Any]]] = {}
         self.insights = RoundInsights.of([])
@@ -102,6 +104,8 @@ class Exchange:
         made: dict[tuple[Any, ...], _Asked] = {}
         for node, client, payloads in zip(nodes, clients, self._lacking(clients), strict=True):
             guidance, has = self.meta_learner.guidance(client), self.told.get(node, _NOTHING)
+            if self._made_by:
+                payloads = self._with_parts(payloads, guidance, has)
             key = payloads, id(guidance), id(has)
             if key not in seen:
                 parts = {n: a for n, a in guidance.parts.items() if has.get(n) is not a}
@@ -135,6 +139,18 @@ class Exchange:
             for row in set(rows)
         }
         return [chosen[row] for row in rows]
+
+    def _with_parts(
+        self, payloads: Sequence[str], guidance: Guidance, has: Mapping[str, NDArray[Any]]
+    ) -> tuple[str, ...]:
+        """Of payloads that follow from guidance: those that have it, and that of new guidance."""
+        asked = set(payloads)
+        for name, part in self._made_by.items():
+            if part not in guidance.parts:
+                asked.discard(name)
+            elif guidance.parts[part] is not has.get(part):
+                asked.add(name)
+        return self.payloads.fitting(asked)
 
     def check(self, reply: Message) -> None:
         """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.

@@ -12,15 +12,14 @@ from fedmoe.insight.payloads.gaussians import Gaussians
 from fedmoe.insight.payloads.gradient_sketch import GradientSketch
 from fedmoe.insight.payloads.logits import Logits
 from fedmoe.insight.payloads.prototypes import Prototypes
-from fedmoe.insight.payloads.spread import Spread
+from fedmoe.insight.payloads.spreads import Spreads
 from fedmoe.insight.payloads.statistics import Statistics
+from fedmoe.insight.payloads.traces import Traces
 
 __all__ = ["PAYLOADS", "Facts", "Payload", "Payloads", "Sources"]
 
-PAYLOADS: dict[str, type[Payload]] = {
-    kind.name: kind
-    for kind in (Prototypes, Spread, Gaussians, Statistics, ExpertLoad, GradientSketch, Logits)
-}
+_KINDS = (Prototypes, Traces, Gaussians, Spreads, Statistics, ExpertLoad, GradientSketch, Logits)
+PAYLOADS: dict[str, type[Payload]] = {kind.name: kind for kind in _KINDS}
 
 
 class Payloads:

@@ -62,6 +62,7 @@ class Sources:
         real_Cn: which samples are not padding.
         change: (C, P) what the round changed of the models, of what the strategy shares of them.
         load: how the models use their experts, (C, E), on the training inputs; of a mixture.
+        part: (C, ...) a part of the guidance that the clients hold, by name.
         answers: (C, S, O) what the models say of the public inputs: logits or predictions.
     """
 
@@ -70,6 +71,7 @@ class Sources:
     real_Cn: Tensor
     change: Callable[[], Tensor]
     load: Callable[[], FederationLoad]
+    part: Callable[[str], Tensor]
     answers: Callable[[], Tensor]
 
 
@@ -80,11 +82,13 @@ class Payload(ABC):
         name: in the configuration.
         of_data: whether it follows from a client's data alone, so that it is told once; else it
             changes with the model and is told whenever it is asked for.
+        made_by: the part of guidance that it follows from besides; `None` for none.
         facts: what it is made by.
     """
 
     name: ClassVar[str]
     of_data: ClassVar[bool] = True
+    made_by: ClassVar[str | None] = None
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts

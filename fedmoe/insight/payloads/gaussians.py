@@ -5,7 +5,7 @@ covariance of each class follow. CCVR (arXiv 2106.05001, section 4.2) and FedPFT
 section 4) have clients send means and covariances of a frozen extractor's features, from which
 the server samples to train a head. Deviations: these are of the inputs, since there is no common
 extractor; sums instead of means, so that they can be added; and `insight.covariance` says how
-much is told of how a class spreads. Squares are told as float32: of a feature whose mean is some
+much is told of how classes spread. Squares are told as float32: of a feature whose mean is some
 hundred times its deviation too little is left of them, so that such features must be centred.
 
 What it tells: which classes a client has, how many samples of each, their mean and how they
@@ -14,7 +14,8 @@ pair, and with products the two samples themselves); with products, samples no m
 span the space that is told. Classes with fewer than `insight.min_count_squares` samples are not
 told.
 
-Letters: C clients, n most samples of a client, D features, O classes, T = D (D + 1) / 2 pairs.
+Letters: C clients, n most samples of a client, D features, O classes, T = D (D + 1) / 2 pairs,
+W columns of a sketch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,19 +27,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from fedmoe.data.drawing import Stream, generator
 from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened, wrong_counts
+from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
 from fedmoe.training.representations import class_sums
 
-# What float32 may lose: of a sum, and of the smallest eigenvalue of one over the sum of all.
-_ROUNDING, _ROUNDING_EIGENVALUE = 1e-3, 1e-5
+Doubles = NDArray[np.float64]
+_ROUNDING = 1e-3  # what float32 may lose of a sum, and more
+_MORE_COLUMNS = 20  # of a sketch than the rank that is looked for, as range finders have
 
 
 class Gaussians(Payload):
     """`gaussian_count` (O,), `gaussian_sum` (O, D), and what `insight.covariance` asks for.
 
-    `diagonal`: `gaussian_squares` (O, D); `pooled`: these, and `gaussian_products` (T,) of all
-    classes told; `class`: `gaussian_products` (O, T). Products are upper triangles, row by row,
-    of sums of x x'; see `unpacked`.
+    `diagonal`: `gaussian_squares` (O, D). `class`: `gaussian_products` (O, T), the sums of x x'.
+    `pooled`: `gaussian_totals` (O,), the sums of |x|^2, and `gaussian_products` (T,) of all
+    classes that are told. `sketch`, where there are too many features for that: totals,
+    `gaussian_squares` (D,) and `gaussian_sketch` (D, W), the pooled products times `sketching`,
+    from which their leading eigenvectors follow (Halko, Martinsson and Tropp, SIAM Review 2011,
+    section 5.5). Products are packed, see `products.unpacked`.
     """
 
     name = "gaussians"
@@ -53,32 +60,48 @@ class Gaussians(Payload):
     def shapes(self) -> Shapes:
         outputs, features = self.facts.task.num_outputs, self.facts.task.num_features
         pairs = features * (features + 1) // 2
-        told = {"gaussian_count": (outputs,), "gaussian_sum": (outputs, features)}
-        if self.facts.config.covariance != "class":
-            told["gaussian_squares"] = (outputs, features)
-        if self.facts.config.covariance == "pooled":
-            told["gaussian_products"] = (pairs,)
-        if self.facts.config.covariance == "class":
-            told["gaussian_products"] = (outputs, pairs)
-        return told
+        first: Shapes = {"gaussian_count": (outputs,), "gaussian_sum": (outputs, features)}
+        totals: Shapes = {"gaussian_totals": (outputs,)}
+        more: dict[str, Shapes] = {
+            "diagonal": {"gaussian_squares": (outputs, features)},
+            "class": {"gaussian_products": (outputs, pairs)},
+            "pooled": {**totals, "gaussian_products": (pairs,)},
+            "sketch": {
+                **totals,
+                "gaussian_squares": (features,),
+                "gaussian_sketch": (features, self._columns),
+            },
+        }
+        return {**first, **more[self.facts.config.covariance]}
+
+    @property
+    def _columns(self) -> int:
+        return min(self.facts.config.rank + _MORE_COLUMNS, self.facts.task.num_features)
+
+    def sketching(self) -> Doubles:
+        """What pooled products are multiplied by, (D, W): N(0, 1), the same for all."""
+        rng = generator(self.facts.seed, Stream.SKETCHING)
+        return rng.standard_normal((self.facts.task.num_features, self._columns))
 
     @override
     def make(self, sources: Sources) -> dict[str, Tensor]:
         config, outputs = self.facts.config, self.facts.task.num_outputs
-        x_CnD = shortened(sources, config.clip)
-        _, count_CO = class_sums(x_CnD[..., :0], sources.y_Cn, sources.real_Cn, outputs)
-        enough_CO = count_CO >= config.min_count_squares
-        told_Cn = sources.real_Cn & enough_CO.gather(1, sources.y_Cn)
+        x_CnD, told_Cn = told_samples(sources, config.clip, config.min_count_squares, outputs)
         sum_COD, count_CO = class_sums(x_CnD, sources.y_Cn, told_Cn, outputs)
         told = {"gaussian_count": count_CO, "gaussian_sum": sum_COD}
-        if config.covariance != "class":
-            told["gaussian_squares"] = class_sums(x_CnD.square(), sources.y_Cn, told_Cn, outputs)[0]
-        if config.covariance == "pooled":
-            told["gaussian_products"] = _products(x_CnD, told_Cn)
+        squares_COD, _ = class_sums(x_CnD.square(), sources.y_Cn, told_Cn, outputs)
+        if config.covariance == "diagonal":
+            return {**told, "gaussian_squares": squares_COD}
         if config.covariance == "class":
-            each = [_products(x_CnD, told_Cn & (sources.y_Cn == c)) for c in range(outputs)]
-            told["gaussian_products"] = torch.stack(each, dim=1)
-        return told
+            each = [products_of(x_CnD, told_Cn & (sources.y_Cn == c)) for c in range(outputs)]
+            return {**told, "gaussian_products": torch.stack(each, dim=1)}
+        told["gaussian_totals"] = squares_COD.sum(dim=2)
+        if config.covariance == "pooled":
+            return {**told, "gaussian_products": products_of(x_CnD, told_Cn)}
+        own_CnD = x_CnD.where(told_Cn.unsqueeze(-1), 0)
+        columns_DW = torch.from_numpy(self.sketching()).to(own_CnD)
+        told["gaussian_squares"] = squares_COD.sum(dim=1)
+        return {**told, "gaussian_sketch": torch.bmm(own_CnD.mT, own_CnD @ columns_DW)}
 
     @override
     def implausible(
@@ -86,88 +109,90 @@ class Gaussians(Payload):
     ) -> NDArray[np.bool_]:
         """Counts as of prototypes; squares too small for their sum or too large for `clip`.
 
-        Products must leave a covariance without negative eigenvalues, and hold the squares.
+        Products must leave a covariance without negative eigenvalues.
         """
         config = self.facts.config
-        count_CO = arrays["gaussian_count"].astype(np.float64)
-        sum_COD = arrays["gaussian_sum"].astype(np.float64)
-        squares_COD = _squares(arrays).astype(np.float64)
+        came = {name: array.astype(np.float64) for name, array in arrays.items()}
+        count_CO = came["gaussian_count"]
         bad_C = wrong_counts(count_CO, num_examples_C, config.min_count_squares)
-        # Cauchy and Schwarz: the square of n numbers' sum is no more than n times their squares.
-        needed_COD = sum_COD**2 / np.maximum(count_CO, 1)[..., None]
-        bad_C |= (squares_COD * (1 + _ROUNDING) < needed_COD).any(axis=(1, 2))
+        # By these a sum's outer product is that of the mean times the number of samples.
+        scaled_COD = came["gaussian_sum"] / np.sqrt(np.maximum(count_CO, 1))[..., None]
+        total_CO = _totals(came)
+        bad_C |= _too_small(total_CO, (scaled_COD**2).sum(axis=2)).any(axis=1)
         most = np.inf if config.clip is None else (1 + _ROUNDING) * config.clip**2
         with np.errstate(invalid="ignore"):  # infinity times 0 samples is none at all
             most_CO = np.where(count_CO > 0, most * count_CO, 0.0)
-        bad_C |= (squares_COD.sum(axis=2) > most_CO).any(axis=1)
-        for products_CT, own_COD, number_CO, held_CD in self._products_of(
-            arrays, sum_COD, count_CO, squares_COD
-        ):
-            bad_C |= _no_covariance(products_CT, own_COD, number_CO, held_CD)
+        bad_C |= (total_CO > most_CO).any(axis=1)
+        for squares, needed in self._squares(came, scaled_COD):
+            bad_C |= _too_small(squares, needed).reshape(len(bad_C), -1).any(axis=1)
+        for scatter, trace_C in self._scatters(came, scaled_COD):
+            bad_C |= is_negative(scatter, trace_C)
+        if "gaussian_totals" in came:
+            held_C, all_C = self._held(came), total_CO.sum(axis=1)
+            bad_C |= np.abs(held_C - all_C) > _ROUNDING * all_C
         return np.asarray(bad_C)
 
-    def _products_of(
-        self,
-        arrays: Mapping[str, NDArray[Any]],
-        sum_COD: NDArray[np.float64],
-        count_CO: NDArray[np.float64],
-        squares_COD: NDArray[np.float64],
-    ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Products, and the sums, counts and squares of the classes that they are of."""
-        products = arrays.get("gaussian_products")
-        if products is None:
-            return
+    @staticmethod
+    def _held(came: Mapping[str, Doubles]) -> Doubles:
+        """The sum of all totals, as pooled squares or products have it, (C,)."""
+        if "gaussian_squares" in came:
+            return np.asarray(came["gaussian_squares"].sum(axis=1))
+        return np.asarray(_diagonal(came).sum(axis=1))
+
+    @staticmethod
+    def _squares(
+        came: Mapping[str, Doubles], scaled_COD: Doubles
+    ) -> Iterator[tuple[Doubles, Doubles]]:
+        """Each feature's squares, and what they must be at least by Cauchy and Schwarz."""
+        if "gaussian_squares" in came:
+            squares = came["gaussian_squares"]
+            yield squares, (scaled_COD**2 if squares.ndim == 3 else (scaled_COD**2).sum(axis=1))
+
+    def _scatters(
+        self, came: Mapping[str, Doubles], scaled_COD: Doubles
+    ) -> Iterator[tuple[Doubles, Doubles]]:
+        """Sums of products about the classes' means, and the trace of those about 0."""
         if self.facts.config.covariance == "pooled":
-            yield products, sum_COD, count_CO, squares_COD.sum(axis=1)
-            return
-        for c in range(count_CO.shape[1]):
-            one = slice(c, c + 1)
-            yield products[:, c], sum_COD[:, one], count_CO[:, one], squares_COD[:, c]
+            products_CDD = unpacked(came["gaussian_products"])
+            scatter_CDD = products_CDD - np.swapaxes(scaled_COD, 1, 2) @ scaled_COD
+            yield scatter_CDD, np.trace(products_CDD, axis1=1, axis2=2)
+        elif self.facts.config.covariance == "class":
+            for c in range(scaled_COD.shape[1]):
+                products_CDD = unpacked(came["gaussian_products"][:, c])
+                outer_CDD = scaled_COD[:, c, :, None] * scaled_COD[:, c, None]
+                yield products_CDD - outer_CDD, np.trace(products_CDD, axis1=1, axis2=2)
+        elif self.facts.config.covariance == "sketch":
+            columns_DW = self.sketching()
+            about_0_CWW = columns_DW.T @ came["gaussian_sketch"]
+            means_COW = scaled_COD @ columns_DW
+            scatter_CWW = about_0_CWW - np.swapaxes(means_COW, 1, 2) @ means_COW
+            yield scatter_CWW, np.trace(about_0_CWW, axis1=1, axis2=2)
 
 
-def unpacked(packed: NDArray[Any], num_features: int) -> NDArray[np.float64]:
-    """Symmetric matrices, (..., D, D), of their upper triangles, (..., T)."""
-    rows, columns = np.triu_indices(num_features)
-    whole = np.zeros((*packed.shape[:-1], num_features, num_features))
-    whole[..., rows, columns] = packed
-    whole[..., columns, rows] = packed
-    return whole
+def told_samples(
+    sources: Sources, clip: float | None, fewest: int, outputs: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs, (C, n, D), and which of them are of a class with enough samples, (C, n)."""
+    x_CnD = shortened(sources, clip)
+    _, count_CO = class_sums(x_CnD[..., :0], sources.y_Cn, sources.real_Cn, outputs)
+    return x_CnD, sources.real_Cn & (count_CO >= fewest).gather(1, sources.y_Cn)
 
 
-def _products(x_CnD: Tensor, chosen_Cn: Tensor) -> Tensor:
-    """(C, T): upper triangle of each client's sum of x x' over some of its samples."""
-    own_CnD = x_CnD.where(chosen_Cn.unsqueeze(-1), 0)
-    rows, columns = torch.triu_indices(x_CnD.shape[-1], x_CnD.shape[-1], device=x_CnD.device)
-    return torch.bmm(own_CnD.mT, own_CnD)[:, rows, columns]
+def _totals(came: Mapping[str, Doubles]) -> Doubles:
+    """(C, O): each class's sum of |x|^2."""
+    if "gaussian_totals" in came:
+        return came["gaussian_totals"]
+    if "gaussian_squares" in came:
+        return np.asarray(came["gaussian_squares"].sum(axis=2))
+    return np.asarray(_diagonal(came).sum(axis=2))
 
 
-def _squares(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """(C, O, D): each class's squares, which may be told among its products."""
-    if "gaussian_squares" in arrays:
-        return arrays["gaussian_squares"]
-    rows, columns = np.triu_indices(arrays["gaussian_sum"].shape[-1])
-    squares: NDArray[Any] = arrays["gaussian_products"][..., rows == columns]
+def _diagonal(came: Mapping[str, Doubles]) -> Doubles:
+    """The squares among products, (C, D) or (C, O, D)."""
+    rows, columns = np.triu_indices(came["gaussian_sum"].shape[-1])
+    squares: Doubles = came["gaussian_products"][..., rows == columns]
     return squares
 
 
-def _no_covariance(
-    products_CT: NDArray[Any],
-    sum_COD: NDArray[np.float64],
-    count_CO: NDArray[np.float64],
-    squares_CD: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """Which products, less those of the classes' means, have a negative eigenvalue, (C,).
-
-    Or do not hold the squares that were told.
-    """
-    features = sum_COD.shape[2]
-    products_CDD = unpacked(products_CT, features)
-    diagonal_CD = np.diagonal(products_CDD, axis1=1, axis2=2)
-    other_C = (np.abs(diagonal_CD - squares_CD) > _ROUNDING * squares_CD).any(axis=1)
-    scaled_COD = sum_COD / np.sqrt(np.maximum(count_CO, 1))[..., None]
-    scatter_CDD = products_CDD - np.swapaxes(scaled_COD, 1, 2) @ scaled_COD
-    slack_C = _ROUNDING_EIGENVALUE * diagonal_CD.sum(axis=1) + np.finfo(np.float64).tiny
-    scatter_CDD += slack_C[:, None, None] * np.eye(features)
-    # A Cholesky factor exists of positive definite matrices alone, and is cheaper to look for.
-    failed_C = torch.linalg.cholesky_ex(torch.from_numpy(scatter_CDD)).info.numpy() != 0
-    return np.asarray(other_C | failed_C)
+def _too_small(squares: Doubles, needed: Doubles) -> NDArray[np.bool_]:
+    return np.asarray(squares * (1 + _ROUNDING) < needed)

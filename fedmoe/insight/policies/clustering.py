@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from fedmoe.insight.clusters import Clusters, cluster_clients
 from fedmoe.insight.memory import Memory
 
-CLUSTERED_BY = ("prototypes", "spread")  # payloads
-CLUSTER_ARRAYS = ("prototype_count", "prototype_sum", "class_spread")
+CLUSTERED_BY = ("prototypes", "traces")  # payloads
+CLUSTER_ARRAYS = ("prototype_count", "prototype_sum", "class_trace")
 
 
 def clusters_in(memory: Memory, most: int | None = None) -> tuple[NDArray[np.int64], Clusters]:

@@ -49,7 +49,7 @@ class Prototypes(Policy):
     @override
     def learn(self, memory: Memory, round: int) -> None:
         """Average, if any client has told sums."""
-        names = ("prototype_sum", "prototype_count", "class_spread")
+        names = ("prototype_sum", "prototype_count", "class_trace")
         if self._learned == (revision := memory.revision(*names)):
             return
         self._learned = revision

@@ -19,8 +19,8 @@ from fedmoe.clients.requests import Settings, TrainRequest
 from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config
 from fedmoe.data.federation import FederatedData, Rows, Task
-from fedmoe.insight.payloads.gaussians import unpacked
 from fedmoe.insight.payloads.gradient_sketch import count_sketch
+from fedmoe.insight.payloads.products import unpacked
 from fedmoe.messages.arrays import Stack
 
 FEATURES, LABELS = 8, 3
@@ -123,7 +123,7 @@ def test_sums_and_products_of_two_samples_give_both_away(covariance: str) -> Non
         found = told("gaussians", *words)
         products = found["gaussian_products"][1]
         packed = products if covariance == "pooled" else products[1]
-        return solve_two(found["gaussian_sum"][1, 1], unpacked(packed, FEATURES))
+        return solve_two(found["gaussian_sum"][1, 1], unpacked(packed))
 
     guesses = attack(fewest=2)
     assert any(is_told(guess, 1) for guess in guesses) and any(is_told(g, 2) for g in guesses)

@@ -12,7 +12,7 @@ from fedmoe.data.federation import Task
 from fedmoe.insight.payloads import Facts, Payload, Payloads, Sources
 from fedmoe.models.router_losses import FederationLoad
 
-PARAMETERS, PUBLIC = 20, 6
+PARAMETERS, PUBLIC, RANK = 20, 6, 2
 CLASSES, FEATURES, MOST, EXPERTS, SEED = 4, 3, 12, 5, 7
 COUNTS = (12, 1, 0, 9)  # samples of the cohort's clients
 TASK = Task(kind="classification", num_features=FEATURES, num_outputs=CLASSES)
@@ -44,9 +44,11 @@ def cohort(task: Task = TASK, seed: int = 0) -> Sources:
     load = torch.rand(2, clients, EXPERTS, generator=generator)
     load = load / load.sum(dim=2, keepdim=True)
     answers = 3 * torch.randn(clients, PUBLIC, task.num_outputs, generator=generator)
+    basis = torch.randn(clients, FEATURES, RANK, generator=generator)
     return Sources(
         x_CnD.where(real_Cn.unsqueeze(-1), torch.nan), y_Cn, real_Cn,
         change=lambda: change, load=lambda: FederationLoad(*load), answers=lambda: answers,
+        part=lambda _: basis,
     )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def one_of(sources: Sources, client: int) -> Sources:
     return Sources(
         sources.x_CnD[one, :n], sources.y_Cn[one, :n], sources.real_Cn[one, :n],
         change=lambda: sources.change()[one], load=lambda: load,
-        answers=lambda: sources.answers()[one],
+        answers=lambda: sources.answers()[one], part=lambda name: sources.part(name)[one],
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ALL = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=2.0, of="fede
 
 def insights(told: Told, clients: Sequence[int], round: int = 1) -> list[Insight]:
     """What some of the clients say of their data."""
-    names = ("prototype_count", "prototype_sum", "class_spread")
+    names = ("prototype_count", "prototype_sum", "class_trace")
     numbers: dict[str, Any] = {n: 1 if n in WHOLE else 0.5 for n in SCALARS}
     return [
         Insight(
@@ -121,5 +121,5 @@ def test_prototypes_are_those_of_the_client_s_own_cluster(config: MetaLearnerCon
         known = told[0][like].sum(axis=0) > 0
         np.testing.assert_allclose(parts["prototype_weight"], 2 * known / known.sum(), rtol=1e-6)
     assert bool(one.guidance(7).parts) == (config is ALL)  # who has told nothing
-    payloads = ("prototypes", "spread") if config is OWN else ("prototypes",)
+    payloads = ("prototypes", "traces") if config is OWN else ("prototypes",)
     assert one.reads == payloads

@@ -150,8 +150,8 @@ def digits(partition: str, seed: int) -> tuple[Told, Any]:
     facts = Facts(federation.task, config.model, config.insight, None, seed)
     sources = Sources(x, y_Cn, real, change=nothing, load=nothing, answers=nothing)
     by_name = Payloads(facts).by_name
-    told = by_name["prototypes"].make(sources) | by_name["spread"].make(sources)
-    names = ("prototype_count", "prototype_sum", "class_spread")
+    told = by_name["prototypes"].make(sources) | by_name["traces"].make(sources)
+    names = ("prototype_count", "prototype_sum", "class_trace")
     count, total, spread = (told[name].double().numpy() for name in names)
     return (count, total, spread), federation.group_K
 

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from fedmoe.clients import load_experiment
 from fedmoe.config import load_config, to_json
+from fedmoe.insight import Guidance, Memory, MetaLearner
+from fedmoe.insight.payloads.products import unpacked
+from fedmoe.insight.policies import Policy
 from fedmoe.messages.arrays import to_record
+from fedmoe.schema import MetaLearnerConfig
 from fedmoe.simulations import ContextGrid, InProcessGrid
 from fedmoe.strategies import build_strategy
 from fedmoe.strategies.insight import Insights
@@ -25,11 +29,16 @@ PAYLOADS = ["prototypes", "gaussians", "expert_load", "gradient_sketch", "logits
 Told = dict[int, dict[str, NDArray[Any]]]
 
 
-def told(grid: InProcessGrid | ContextGrid, words: list[str], rounds: int) -> list[Told]:
+def told(
+    grid: InProcessGrid | ContextGrid,
+    words: list[str],
+    rounds: int,
+    meta_learner: MetaLearner | None = None,
+) -> list[Told]:
     """Each round's payload arrays by node, all of which the strategy has believed."""
     config = load_config(words)
     experiment = load_experiment(to_json(config))
-    strategy = build_strategy(config, experiment.data.task)
+    strategy = build_strategy(config, experiment.data.task, meta_learner)
     assert isinstance(strategy, Insights)
     arrays, found = to_record(experiment.shared), list[Told]()
     for round in range(1, rounds + 1):
@@ -106,3 +115,44 @@ def test_strategies_of_all_kinds_tell_of_their_models(strategy: str) -> None:
     for own in first.values():
         assert names_of(own) == names
         assert np.linalg.norm(own["gradient_sketch"]) == pytest.approx(1)
+
+
+class Bases(Policy):
+    """Tells a basis after the first round, and another after the third."""
+
+    name = "bases"
+    reads = ("spreads",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = np.random.default_rng(0)
+        self.made = [draw.standard_normal((64, 3)).astype(np.float32) for _ in range(2)]
+        self.advice = Guidance()
+
+    def learn(self, memory: Memory, round: int) -> None:
+        self.advice = self.advice.with_parts({"gaussian_basis": self.made[int(round >= 3)].copy()})
+
+    def advise(self, client_id: int) -> Guidance:
+        return self.advice if client_id != 3 else Guidance()
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["cohort", "one by one"])
+def test_spreads_are_told_by_whom_a_basis_was_told_and_again_by_another(one: bool) -> None:
+    words = [*with_payloads("scalars"), "insight.rank=3", "insight.min_count_squares=1"]
+    text = to_json(load_config(words))
+    experiment, bases = load_experiment(text), Bases()
+    learner = MetaLearner(MetaLearnerConfig())
+    learner.policies.append(bases)
+    grid = ContextGrid(text, 4, answer=one_by_one) if one else InProcessGrid(experiment)
+    rounds = told(grid, words, 5, learner)
+    asked = [[grid.client_id(node) for node, arrays in round.items() if arrays] for round in rounds]
+    assert [sorted(own) for own in asked] == [[], [0, 1, 2], [], [0, 1, 2], []]
+    for round, basis in ((1, bases.made[0]), (3, bases.made[1])):
+        for node, arrays in rounds[round].items():
+            if not arrays:
+                continue
+            x_nD, y_n = experiment.data.client(grid.client_id(node), "train")
+            for label in range(10):
+                z_nr = x_nD[y_n == label] @ basis
+                found = unpacked(arrays["spread_products"][label])
+                np.testing.assert_allclose(found, z_nr.T @ z_nr, rtol=1e-4, atol=1e-3)

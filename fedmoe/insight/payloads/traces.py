@@ -1,4 +1,4 @@
-"""Spread: how far a client's inputs of each class lie from their mean, one number a class.
+"""Traces: how far a client's inputs of each class lie from their mean, one number a class.
 
 What it tells: the sum over features of the squared distances from the class's mean; beside
 `prototypes`, of a class of two samples, how far the two are apart, but not in which direction.
@@ -22,10 +22,10 @@ from fedmoe.training.representations import class_sums
 _ROUNDING = 1e-3
 
 
-class Spread(Payload):
-    """`class_spread` (O,)."""
+class Traces(Payload):
+    """`class_trace` (O,)."""
 
-    name = "spread"
+    name = "traces"
 
     @property
     @override
@@ -35,7 +35,7 @@ class Spread(Payload):
     @property
     @override
     def shapes(self) -> Shapes:
-        return {"class_spread": (self.facts.task.num_outputs,)}
+        return {"class_trace": (self.facts.task.num_outputs,)}
 
     @property
     def _fewest(self) -> int:
@@ -51,14 +51,14 @@ class Spread(Payload):
         own_CnD = mean_COD.gather(1, sources.y_Cn.unsqueeze(-1).expand_as(x_CnD))
         away_Cn1 = (x_CnD - own_CnD).square().sum(dim=-1, keepdim=True)
         spread_CO1, _ = class_sums(away_Cn1, sources.y_Cn, sources.real_Cn, outputs)
-        return {"class_spread": spread_CO1[..., 0].where(count_CO >= self._fewest, 0)}
+        return {"class_trace": spread_CO1[..., 0].where(count_CO >= self._fewest, 0)}
 
     @override
     def implausible(
         self, arrays: Mapping[str, NDArray[Any]], num_examples_C: NDArray[Any]
     ) -> NDArray[np.bool_]:
         """Squares below 0, or more than samples no longer than `clip` can have."""
-        clip, spread_CO = self.facts.config.clip, arrays["class_spread"].astype(np.float64)
+        clip, spread_CO = self.facts.config.clip, arrays["class_trace"].astype(np.float64)
         most_C = np.full(len(num_examples_C), np.inf)
         if clip is not None:
             most_C = (1 + _ROUNDING) * clip**2 * np.asarray(num_examples_C, dtype=np.float64)
