@@ -94,10 +94,11 @@ def build_strategy(
     """
     chosen = config.strategy
     common: dict[str, Any] = {"seed": config.seed, "fraction_train": chosen.fraction_train}
+    tells = meta_learner is not None or exchanges_insights(config)
     if isinstance(chosen, StockConfig | CustomStrategyConfig):
-        return _foreign(config, common)
+        return _foreign(config, common, tells)
     cls = _OURS[type(chosen)]
-    if exchanges_insights(config):
+    if tells:
         if not issubclass(cls, Insights):
             cls = with_insights(cls)
         common["exchange"] = _exchange(config, task, meta_learner)
@@ -128,10 +129,10 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
     return Exchange(meta_learner, Payloads(Facts(task, config.model, rules)), rules.payloads)
 
 
-def _foreign(config: ExperimentConfig, common: dict[str, Any]) -> Strategy:
-    """One of Flower's own strategies, or a user's."""
+def _foreign(config: ExperimentConfig, common: dict[str, Any], tells: bool) -> Strategy:
+    """One of Flower's own strategies, or a user's, which ask for no insights."""
     chosen = config.strategy
-    if exchanges_insights(config):
+    if tells:
         raise ConfigError(
             f"strategy={chosen.name}: meta_learner and insight.payloads go with fedmoe's own "
             "strategies; a strategy of your own may derive from fedmoe.strategies.Insights"

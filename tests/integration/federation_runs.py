@@ -33,7 +33,7 @@ RUNS: dict[str, list[str]] = {
     "fedprox": [*CLASSES, "strategy=fedprox", "strategy.proximal_mu=0.5"],
     "fedadam": [*CLASSES, "strategy=fedadam"],
     "insight": [*REGRESSION, "strategy=insight"],
-    "insight-prototypes": [*CLASSES, "strategy=insight", "strategy.memory_rounds=2"],
+    "insight-prototypes": [*CLASSES, "strategy=insight", "insight.memory_rounds=2"],
     "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=[3]", "strategy=fedavg"],
     "fedem": [*MIXTURE, "model=linear", "strategy=fedem", "strategy.fraction_train=0.5"],
     "ifca": [  # cut and resumed in the middle of its trials, and after them
@@ -140,10 +140,10 @@ def without_seconds(checkpoint: Checkpoint) -> dict[str, Any]:
 def own_parts() -> Any:
     """The module `examples/own_parts.py`, imported without leaving its parts registered."""
     path = Path(__file__).parents[2] / "examples" / "own_parts.py"
-    before = dict(models.REGISTRY.factories), dict(strategies.REGISTRY.factories)
+    before = dict(models.REGISTRY.factories), dict(strategies.building.REGISTRY.factories)
     spec = importlib.util.spec_from_file_location("own_parts", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    models.REGISTRY.factories, strategies.REGISTRY.factories = before
+    models.REGISTRY.factories, strategies.building.REGISTRY.factories = before
     return module

@@ -88,7 +88,7 @@ def cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
-    del models.REGISTRY.factories["fragile"], strategies.REGISTRY.factories["momentum"]
+    del models.REGISTRY.factories["fragile"], strategies.building.REGISTRY.factories["momentum"]
 
 
 def config_of(trap: Path, *words: str) -> ExperimentConfig:

@@ -78,7 +78,14 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "device": "auto",
         },
         "strategy": {"name": "fedavg", "fraction_train": 1.0},
-        "meta_learner": {"policies": ["prior", "prototypes"], "prototype_strength": 2.0},
+        "insight": {
+            "payloads": [],
+            "min_count": 2,
+            "clip": None,
+            "memory_rounds": 50,
+            "memory_bytes": 67_108_864,
+        },
+        "meta_learner": {"prior": None, "prototypes": None},
         "runtime": {
             "name": "inprocess",
             "timeout": 3600.0,
@@ -116,6 +123,7 @@ def test_every_option_validates_and_survives_json(option: str) -> None:
         "experiment",
         "experiment/regimes",
         "training",
+        "insight",
         "meta_learner",
         "tracking",
         "stopping",
