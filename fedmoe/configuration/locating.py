@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fedmoe.schema import ExperimentConfig
@@ -35,7 +36,7 @@ def locate(location: Path) -> Place:
             options = ()
             continue
         path, holder = (*path, part), cls
-        hinted = hints(cls).get(str(part))
+        hinted = _if_any(hints(cls).get(str(part)))
         options = get_args(get_args(hinted)[0]) if get_args(hinted) else ()
         options = tuple(o for o in options if dataclasses.is_dataclass(o))
         if options or len(path) == 1:
@@ -45,6 +46,12 @@ def locate(location: Path) -> Place:
         elif not options:  # what follows is a place in a list or a table
             break
     return Place(holder, path, group)
+
+
+def _if_any(hinted: Any) -> Any:
+    """The class that a section has if it is there, of one that may be `null`; else the same."""
+    held = [one for one in get_args(hinted) if dataclasses.is_dataclass(one)]
+    return held[0] if len(held) == 1 and NoneType in get_args(hinted) else hinted
 
 
 @functools.cache

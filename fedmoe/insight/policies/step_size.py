@@ -37,7 +37,7 @@ from typing_extensions import override
 from fedmoe.insight.columns import Columns
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy, Setting, State
+from fedmoe.insight.policies.base import NOTHING, Policy, Setting, State
 from fedmoe.insight.policies.robust import winsorised
 from fedmoe.schema import StepSizePolicyConfig
 
@@ -131,7 +131,7 @@ class StepSize(Policy):
     @override
     def advise(self, client_id: int) -> Guidance:
         if not self._advice:
-            return Guidance()
+            return NOTHING
         return self._advice.get(max(client_id, _ALL), self._advice[_ALL])
 
     @override
