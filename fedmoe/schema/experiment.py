@@ -87,3 +87,14 @@ class ExperimentConfig:
                 "stopping.patience and stopping.target are judged on validation data, "
                 "but data.validation_fraction is 0"
             )
+        learner = self.meta_learner
+        if learner.hyperparameters is not None and self.data.validation_fraction == 0:
+            raise ValueError(
+                "meta_learner.hyperparameters is judged on validation data, but "
+                "data.validation_fraction is 0"
+            )
+        if learner.step_size is not None and self.training.optimizer != "sgd":
+            raise ValueError(
+                "meta_learner.step_size goes by steps along the gradient, but training.optimizer="
+                f"{self.training.optimizer} takes others; allowed: sgd"
+            )

@@ -71,6 +71,12 @@ RUNS: dict[str, list[str]] = {
     ],
     "sampled": [*CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5"],
     "sampled-insight": [*REGRESSION, "strategy=insight", "strategy.fraction_train=0.5"],
+    "policies": [
+        *CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5",
+        "meta_learner=[step_size,hyperparameters,selection]", "meta_learner.step_size.per=client",
+        "meta_learner.hyperparameters.epochs=[1,3]",
+    ],
+    "reptile": [*CLASSES, "strategy=reptile"],
     "fedavg-finetune": [*CLASSES, "strategy=fedavg_finetune"],
     "ditto": [
         *CLASSES, "strategy=ditto", "training.reset_optimizer=false", "strategy.fraction_train=0.5",

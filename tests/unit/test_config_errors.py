@@ -146,6 +146,23 @@ MISTAKES = [
     (["~training.epochs"], "training.epochs: missing; choose the option with training=..."),
     (["~model"], "model: missing"),
     (["~model.name"], "model.name: missing; choose the option with model=..."),
+    # policies
+    (
+        ["meta_learner=step_size", "training=adam"],
+        "meta_learner.step_size goes by steps along the gradient, but training.optimizer=adam",
+    ),
+    (
+        ["meta_learner=hyperparameters", "data.validation_fraction=0"],
+        "meta_learner.hyperparameters is judged on validation data, but data.validation_fraction",
+    ),
+    (
+        ["meta_learner=selection", "meta_learner.selection.kind=best"],
+        "meta_learner.selection.kind=best: must be oort, power_of_choice or uniform",
+    ),
+    (
+        ["meta_learner=hyperparameters", "meta_learner.hyperparameters.learning_rates=[1.0,0]"],
+        "meta_learner.hyperparameters.learning_rates=[1.0,0]: must be greater than 0",
+    ),
 ]
 
 

@@ -14,6 +14,9 @@ from fedmoe.insight.memory import Memory
 State = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]  # arrays, and plain values
 
 
+NOTHING = Guidance()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What policies know of the experiment besides insights.
@@ -70,7 +73,7 @@ class Policy(ABC):
             client_id: below 0 for one that nobody knows yet, each another.
         """
         del client_id
-        return Guidance()
+        return NOTHING
 
     def select(self, memory: Memory, round: int, clients: Ints, count: int) -> Ints | None:
         """Who is to train in a round, before it.

@@ -106,8 +106,7 @@ class Selection(Policy):
         config = self.config
         decayed = config.exploration * config.exploration_decay ** (round - 1)
         share = max(decayed, config.exploration_min) if len(new) else 0.0
-        exploited = min(int(count * (1 - share)), len(old))
-        explored = min(count - exploited, len(new))
+        explored = min(max(int(count * share + 0.5), count - len(old)), len(new))
         exploited = count - explored
         chosen, cut_off = old[:0], 0.0
         if exploited:

@@ -20,9 +20,9 @@ the sum of its echoes until the round ends, and on average over S equal gradient
     kappa = mean over s = 1 .. S of (1 - m^s) / (1 - m),
 
 or 1 / (1 - m) where momentum goes on from round to round; distances are divided by that. Sums
-may forget (`decay`, which only the authors' Reptile code has); a client alone may have its own
-(`per=client`). One client's share in a round's sums is at most ten times the median, and the
-factor stays within `limit`.
+may forget (`decay`, which only the authors' Reptile code has); each client may have its own
+(`per=client`). No client's steps, squared way a step, or squared gradient count for more than ten
+times the round's median, and the factor stays within `limit`.
 
 Letters: C clients of a round.
 """
@@ -34,9 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from fedmoe.insight.columns import Columns
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy, Setting, State
+from fedmoe.insight.policies.base import NOTHING, Policy, Setting, State
 from fedmoe.insight.policies.robust import winsorised
 from fedmoe.schema import StepSizePolicyConfig
 
@@ -45,7 +46,7 @@ _ALL = -1  # stands for the federation among the clients that have sums
 _SUMS = 3  # moved, steepness, and how many clients they are sums over
 
 
-def echo(steps_C: NDArray[np.int64], setting: Setting) -> Doubles:
+def echo(steps_C: Doubles, setting: Setting) -> Doubles:
     """What a gradient counts for on average with momentum, 1 without; (C,)."""
     momentum = setting.momentum
     if setting.keeps_momentum:
@@ -72,11 +73,7 @@ class StepSize(Policy):
         told = memory.of_round(round)
         if told is None:
             return
-        steps_C = np.maximum(told["steps"], 1)
-        unit_C = self.setting.learning_rate * echo(steps_C, self.setting)
-        moved_C, far_C = winsorised((told["distance"] / unit_C) ** 2 / 2)
-        square_C = told["mean_grad"] ** 2 + told["std_grad"] ** 2
-        steep_C, steep_too_C = winsorised(steps_C * square_C)
+        moved_C, steep_C, cut_C = self._sums_of(told)
         before = self._factor(_ALL)
         self._add(_ALL, moved_C, steep_C)
         if self.config.per == "client":
@@ -89,12 +86,21 @@ class StepSize(Policy):
             "per": self.config.per,
             "moved": float(moved_C.sum()),
             "steepness": float(steep_C.sum()),
-            "cut": told["client_id"][far_C | steep_too_C].tolist(),
+            "cut": told["client_id"][cut_C].tolist(),
             "reason": (
                 f"{'longer' if factor > before else 'shorter'} steps than the last: this round "
                 f"alone would have {np.sqrt(moved_C.sum() / max(steep_C.sum(), 1e-300)):.3g}"
             ),
         }
+
+    def _sums_of(self, told: Columns) -> tuple[Doubles, Doubles, NDArray[np.bool_]]:
+        """How far each client went, how steep it was, and whose insight was cut; (C,)."""
+        steps_C, cut_C = winsorised(np.maximum(told["steps"], 1).astype(np.float64))
+        unit_C = self.setting.learning_rate * echo(steps_C, self.setting)
+        # By step: larger clients make more of them, and are no liars.
+        pace_C, far_C = winsorised((told["distance"] / (unit_C * steps_C)) ** 2)
+        square_C, steep_C = winsorised(told["mean_grad"] ** 2 + told["std_grad"] ** 2)
+        return pace_C * steps_C**2 / 2, square_C * steps_C, cut_C | far_C | steep_C
 
     def _add(self, who: int, moved_C: Doubles, steep_C: Doubles) -> None:
         """Add clients to the sums, which have some of the time before in them."""
@@ -125,7 +131,7 @@ class StepSize(Policy):
     @override
     def advise(self, client_id: int) -> Guidance:
         if not self._advice:
-            return Guidance()
+            return NOTHING
         return self._advice.get(max(client_id, _ALL), self._advice[_ALL])
 
     @override
