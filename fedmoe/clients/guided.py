@@ -3,6 +3,8 @@
 Letters: C clients of the cohort, D features, P = D + 1 coefficients, O outputs.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,12 +43,23 @@ def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
     return epochs_C
 
 
-def guided_rates(experiment: Experiment, held: Held, clients: int) -> Tensor:
-    """(C,) learning rates of the clients."""
-    rate_C = torch.full(
-        (clients,), experiment.config.training.learning_rate, device=experiment.device
-    )
-    return rate_C * held.numbers["learning_rate"] if "learning_rate" in held.numbers else rate_C
+def guided_rates(
+    experiment: Experiment, held: Held, terms: Sequence[Term], clients: int
+) -> Tensor:
+    """(C,) learning rates of the clients, for a loss to which terms are added.
+
+    A rehearsal of weight w makes the loss (own + w rehearsed) / (1 + w), a mean as without it, so
+    that a learning rate that suits the one suits the other. The division is made here, where it
+    is the same for gradient descent; Adam's steps do not depend on the scale of a loss.
+    """
+    training = experiment.config.training
+    rate_C = torch.full((clients,), training.learning_rate, device=experiment.device)
+    if "learning_rate" in held.numbers:
+        rate_C = rate_C * held.numbers["learning_rate"]
+    for term in terms:
+        if isinstance(term, Rehearsal) and training.optimizer == "sgd":
+            rate_C = rate_C / (1 + term.weight.sum(dim=1))
+    return rate_C
 
 
 def guided_prior(experiment: Experiment, held: Held, count_C: Ints) -> Prior | None:

@@ -296,7 +296,7 @@ class Job:
             seed=self.experiment.config.seed,
             round=request.settings.round,
             epochs_C=self.epochs_C if epochs is None else np.full(count, epochs, dtype=np.int64),
-            lr_C=guided_rates(self.experiment, self._guidance_if_any, count),
+            lr_C=guided_rates(self.experiment, self._guidance_if_any, asked, count),
             optimizer_state=state,
             terms=[*asked, *terms],
             prior=prior,

@@ -49,7 +49,7 @@ MISTAKES = [
     (
         ["meta_learner=prototypes", "meta_learner.prototypes.strenth=1"],
         "meta_learner.prototypes.strenth=1: no such key; did you mean "
-        "meta_learner.prototypes.strength? Allowed in meta_learner.prototypes: strength",
+        "meta_learner.prototypes.strength? Allowed in meta_learner.prototypes: of, strength",
     ),
     (
         ["meta_learner.prototypes.strength=1"],

@@ -56,7 +56,7 @@ def test_a_router_of_ones_own_cannot_be_written_down() -> None:
 def test_parts_change_nothing_else() -> None:
     config = load_config(["model=moe", "strategy=insight", "training.epochs=3"])
     assert Parts().written_into(config) is config
-    policies = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=0.5))
+    policies = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=0.5, of="cluster"))
     learner = MetaLearner(policies, Memory(7, 2000))
     written = Parts(
         num_clients=6, experts=Expert(0, hidden=[8]).times(2), router=Router(num_experts=2),

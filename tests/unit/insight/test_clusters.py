@@ -148,7 +148,7 @@ def digits(partition: str, seed: int) -> tuple[Told, Any]:
         raise AssertionError("follows from the data alone")
 
     facts = Facts(federation.task, config.model, config.insight, None, seed)
-    sources = Sources(x, y_Cn, real, change=nothing, load=nothing, answers=nothing)
+    sources = Sources(x, y_Cn, real, change=nothing, load=nothing, part=lambda name: nothing(), answers=nothing)
     by_name = Payloads(facts).by_name
     told = by_name["prototypes"].make(sources) | by_name["traces"].make(sources)
     names = ("prototype_count", "prototype_sum", "class_trace")

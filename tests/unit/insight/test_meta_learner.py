@@ -15,7 +15,7 @@ from fedmoe.insight.meta_learner import aggregate, precision_weighted
 from fedmoe.insight.policies.prototypes import Prototypes
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
-PROTOTYPES = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=2.0))
+PROTOTYPES = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=2.0, of="federation"))
 BOTH = replace(PROTOTYPES, prior=PriorPolicyConfig())
 
 
@@ -35,7 +35,7 @@ def test_prototypes_are_means_over_all_samples_not_over_clients() -> None:
         told(np.stack([x.sum(axis=0), np.zeros(3)]), [len(x), 0.0], client_id=client)
         for client, x in samples.items()
     )
-    policy = Prototypes(PrototypesPolicyConfig(strength=2.0))
+    policy = Prototypes(PrototypesPolicyConfig(strength=2.0, of="federation"))
     policy.learn(memory, 1)
     parts = policy.advise(0).parts
     everyone = np.concatenate(list(samples.values()))
@@ -43,7 +43,7 @@ def test_prototypes_are_means_over_all_samples_not_over_clients() -> None:
     # Class 1 is known to nobody: no prototype, no weight; all the strength is class 0's.
     np.testing.assert_array_equal(parts["prototypes"][1], 0.0)
     np.testing.assert_allclose(parts["prototype_weight"], [2.0, 0.0])
-    assert policy.decisions == {"clients": 2, "classes": 1}
+    assert policy.decisions == {"clients": 2, "clusters": 1, "classes": [1]}
 
 
 def test_policies_are_switched_by_the_configuration() -> None:
