@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.requests import GUIDANCE, TrainRequest
 from fedmoe.clients.states import States
-from fedmoe.data.federation import Task
+from fedmoe.data.federation import Ints, Task
 from fedmoe.insight.guidance import PARTS, part_shapes
 from fedmoe.models import Parameters
 
@@ -29,12 +29,12 @@ class Held(NamedTuple):
     """
 
     parts: dict[str, Tensor]
-    count_C: Tensor
+    count_C: Ints
     numbers: dict[str, Tensor]
     new: dict[str, Parameters]
 
 
-NOT_GUIDED = Held({}, torch.zeros(0), {}, {})
+NOT_GUIDED = Held({}, np.zeros(0, dtype=np.int64), {}, {})
 
 
 def held_guidance(experiment: Experiment, request: TrainRequest, states: States) -> Held:
@@ -47,7 +47,7 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     for one in request.guidance:
         one.check(task)
     came = request.guidance[0].parts if request.guidance else {}
-    held = Held({}, torch.zeros(len(request.clients)), {}, {})
+    held = Held({}, np.zeros(len(request.clients), dtype=np.int64), {}, {})
     for name in PARTS:
         if name in came:
             values = np.stack([np.asarray(one.parts[name]) for one in request.guidance])
@@ -55,18 +55,21 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
             known_C = torch.ones(len(request.clients), device=device)
             held.new[GUIDANCE + name] = {"value": value, "known": known_C}
         else:
-            kept = states.read(GUIDANCE + name, request.clients, _unknown(task, name))
+            unknown = _unknown(task, name, device)
+            kept = states.read(GUIDANCE + name, request.clients, unknown)
             if kept is None:
                 continue
             value, known_C = kept["value"].to(device), kept["known"].to(device)
         held.parts[name] = value
-        held.count_C.add_(known_C.cpu())
+        np.add(held.count_C, known_C.cpu().numpy().astype(np.int64), out=held.count_C)
     for name in request.guidance[0].numbers if request.guidance else {}:
-        each = torch.tensor([one.numbers[name] for one in request.guidance])
-        held.numbers[name] = each[torch.from_numpy(request.guidance_of)].to(device)
+        each = np.array([one.numbers[name] for one in request.guidance], dtype=np.float32)
+        held.numbers[name] = torch.from_numpy(each[request.guidance_of]).to(device)
     return held
 
 
-def _unknown(task: Task, name: str) -> Parameters:
+def _unknown(task: Task, name: str, device: torch.device) -> Parameters:
     """What a client holds that was never told a part, (1, ...)."""
-    return {"value": torch.zeros(1, *part_shapes(task)[name]), "known": torch.zeros(1)}
+    shape = part_shapes(task)[name]
+    zeros = {"value": torch.zeros(1, *shape, device=device)}
+    return {**zeros, "known": torch.zeros(1, device=device)}

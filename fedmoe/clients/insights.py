@@ -45,7 +45,7 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         "num_examples": samples.count_C,
         "epochs_trained": job.epochs_C,
         "steps": job.epochs_C * steps_per_epoch(samples.count_C, config.batch_size),
-        "guidance_parts": job.guidance.count_C.numpy().astype(np.int64),
+        "guidance_parts": job.guidance.count_C,
         "final_loss": final_loss,
         "loss_improvement": as_numbers(trained.first_loss_C) - final_loss,
         "mean_grad": mean_grad,

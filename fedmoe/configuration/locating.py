@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fedmoe.schema import ExperimentConfig
@@ -36,7 +35,7 @@ def locate(location: Path) -> Place:
             options = ()
             continue
         path, holder = (*path, part), cls
-        hinted = _if_any(hints(cls).get(str(part)))
+        hinted = _without_none(hints(cls).get(str(part)))
         options = get_args(get_args(hinted)[0]) if get_args(hinted) else ()
         options = tuple(o for o in options if dataclasses.is_dataclass(o))
         if options or len(path) == 1:
@@ -48,10 +47,10 @@ def locate(location: Path) -> Place:
     return Place(holder, path, group)
 
 
-def _if_any(hinted: Any) -> Any:
-    """The class that a section has if it is there, of one that may be `null`; else the same."""
-    held = [one for one in get_args(hinted) if dataclasses.is_dataclass(one)]
-    return held[0] if len(held) == 1 and NoneType in get_args(hinted) else hinted
+def _without_none(hinted: Any) -> Any:
+    """The class of what may be absent."""
+    classes = [one for one in get_args(hinted) if dataclasses.is_dataclass(one)]
+    return classes[0] if len(classes) == 1 and type(None) in get_args(hinted) else hinted
 
 
 @functools.cache

@@ -92,7 +92,7 @@ class Memory:
 
     def _drop_payloads(self, surplus: int) -> None:
         """Forget payloads of those who told them first, until so many bytes are free."""
-        size_of = {name: table.rows[0].nbytes for name, table in self.latest.items()}
+        size_of = {name: t.nbytes // len(t.clients) for name, t in self.latest.items()}
         gone: set[int] = set()
         for client in self._told:
             if surplus <= 0:

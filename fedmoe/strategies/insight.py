@@ -37,7 +37,11 @@ class Insights(StackedFedAvg):
 
     Attributes:
         exchange: the insights' side of it.
+        loose_records: those that replies may have or not: only who was asked for payloads tells
+            any.
     """
+
+    loose_records = frozenset({words.PAYLOAD})
 
     def __init__(self, *, exchange: Exchange, **options: Any) -> None:
         super().__init__(**options)

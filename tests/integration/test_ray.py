@@ -161,6 +161,7 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
             "meta_learner=[step_size,hyperparameters,selection]",
             "strategy.fraction_train=0.7",
         ],
+        ["meta_learner=prototypes", "strategy=fedavg"],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
         ["strategy=fedproto", "training.reset_optimizer=false"],

@@ -9,7 +9,7 @@ from fedmoe.config import load_config
 from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import ConfigError
 
-TOP = "Allowed: data, evaluate_every, meta_learner, model, name, partition, resume, rounds"
+TOP = "Allowed: data, evaluate_every, insight, meta_learner, model, name, partition, resume, rounds"
 TRAINING = "Allowed in training: batch_size, cohort_size, device, epochs, learning_rate, momentum"
 
 MISTAKES = [
@@ -41,6 +41,22 @@ MISTAKES = [
         "partition=quantity. Allowed in partition: min_samples, name, num_clients",
     ),
     (["model.num_experts=1"], "model.num_experts=1: no such key; it belongs to model=moe. Allowed"),
+    # a policy that may be absent
+    (
+        ["strategy=insight", "meta_learner.prototypes.strength=-1"],
+        "meta_learner.prototypes.strength=-1: must be greater than or equal to 0",
+    ),
+    (
+        ["meta_learner=prototypes", "meta_learner.prototypes.strenth=1"],
+        "meta_learner.prototypes.strenth=1: no such key; did you mean "
+        "meta_learner.prototypes.strength? Allowed in meta_learner.prototypes: strength",
+    ),
+    (
+        ["meta_learner.prototypes.strength=1"],
+        "meta_learner.prototypes.strength=1: no such key; it belongs to meta_learner=prototypes. "
+        "Allowed in meta_learner: nothing",
+    ),
+    (["meta_learner=[prior,x]"], "meta_learner=[prior,x]: no such option; Allowed: none, prior"),
     # a group within a group
     (["model.router.top_k=1"], "model.router.top_k=1: no such key; it belongs to model=moe. All"),
     (["model/router=prior"], "model/router=prior: it belongs to model=moe"),

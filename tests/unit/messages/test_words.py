@@ -106,7 +106,7 @@ def test_guidance_survives() -> None:
     records = words.guidance_records({"prior_mean": mean}, {"scale": 2.5})
     received = words.get_guidance(RecordDict(records))
     np.testing.assert_array_equal(received.parts["prior_mean"], mean)
-    assert (received.parts.keys(), received.numbers) == ({"prior_mean"}, {"scale": 2.5})
+    assert (set(received.parts), dict(received.numbers)) == ({"prior_mean"}, {"scale": 2.5})
 
 
 @pytest.mark.parametrize(
