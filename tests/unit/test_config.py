@@ -94,8 +94,12 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "memory_bytes": 67_108_864,
         },
         "meta_learner": {
-            "prior": None, "prototypes": None, "expert_assignment": None, "step_size": None,
-            "hyperparameters": None, "selection": None,
+            "prior": None,
+            "prototypes": None,
+            "expert_assignment": None,
+            "step_size": None,
+            "hyperparameters": None,
+            "selection": None,
         },
         "runtime": {
             "name": "inprocess",

@@ -144,11 +144,11 @@ def digits(partition: str, seed: int) -> tuple[Told, Any]:
         x[k, : len(own_y)], real[k, : len(own_y)] = torch.tensor(own_x), True
         y_Cn[k, : len(own_y)] = torch.tensor(own_y)
 
-    def nothing() -> Any:
+    def nothing(*_: str) -> Any:
         raise AssertionError("follows from the data alone")
 
     facts = Facts(federation.task, config.model, config.insight, None, seed)
-    sources = Sources(x, y_Cn, real, change=nothing, load=nothing, part=lambda name: nothing(), answers=nothing)
+    sources = Sources(x, y_Cn, real, change=nothing, load=nothing, part=nothing, answers=nothing)
     by_name = Payloads(facts).by_name
     told = by_name["prototypes"].make(sources) | by_name["traces"].make(sources)
     names = ("prototype_count", "prototype_sum", "class_trace")

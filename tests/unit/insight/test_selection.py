@@ -95,6 +95,26 @@ def test_oort_leaves_room_for_new_clients(round: int, new: int) -> None:
     assert (places >= 20).sum() == one.decisions["new"] == new
 
 
+def test_exploration_falls_by_its_decay_from_round_to_round() -> None:
+    config = replace(CONFIG, exploration=0.5, exploration_decay=0.5, exploration_min=0.01)
+    memory = memory_of(100)
+    for round, new in ((1, 20), (2, 10), (4, 3), (40, 0)):
+        assert (choose(policy(config), memory, 300, 40, round) >= 100).sum() == new
+
+
+def test_among_the_useful_oort_draws_by_utility() -> None:
+    memory = Memory(3)
+    told = {"num_examples": [10, 10, 10], "final_loss": [3.0, 2.0, 1.0]}
+    add_round(memory, 1, told)
+    config = replace(CONFIG, cut_off=1e-9, clip=1.0)
+    utility = utilities(np.full(3, 10), np.array([3.1, 2.1, 1.1]), np.ones(3, np.int64), 9, 1.0)
+    asked = [choose(policy(config, seed), memory, 3, 1, 9).item() for seed in range(600)]
+    # The threshold is a share of the best's utility, so that all three are above it.
+    for client in range(3):
+        share = utility[client] / utility.sum()
+        assert asked.count(client) / 600 == pytest.approx(share, abs=0.06)
+
+
 def test_oort_asks_others_where_there_are_too_few_of_a_kind() -> None:
     assert (choose(policy(CONFIG), memory_of(20), 21, 10) >= 20).sum() == 1
     assert (choose(policy(CONFIG), memory_of(2), 60, 30, 500) < 2).sum() == 2

@@ -10,10 +10,15 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedmoe import data
+from fedmoe.clients import load_experiment
 from fedmoe.clients.algorithms import fedmoe as fedmoe_client
+from fedmoe.clients.guidance import NOT_GUIDED
+from fedmoe.clients.guided import guided_rates
+from fedmoe.config import load_config, to_json
 from fedmoe.strategies import FedMoE, Insights
 from fedmoe.strategies.seeding import seed_experts
 from fedmoe.training.posteriors import fit_prior
+from fedmoe.training.terms import Rehearsal, Term
 
 GROUPS = [0, 1, 1, 0, 0, 1, 0, 1]
 WORDS = [
@@ -96,3 +101,16 @@ def test_seeds_are_the_weighted_means_of_known_clusters() -> None:
     everybody = sum((weight_C[k] * w[k] for k in range(5)), torch.zeros(2)) / 15
     expected = [w[1], (w[0] + 4 * w[3]) / 5, everybody, w[4]]
     torch.testing.assert_close(seeds.experts["w"], torch.stack(expected))
+
+
+def test_rehearsal_makes_a_loss_a_mean() -> None:
+    """A step of (own + w rehearsed) / (1 + w); Adam's do not depend on the scale."""
+    weight_CO = torch.tensor([[0.5, 1.5], [0.0, 0.0]])
+    terms: list[Term] = [Rehearsal(torch.zeros(2, 2, 3), weight_CO)]
+    for optimizer, expected in (("sgd", [0.1 * 2 / 3, 0.1 * 2]), ("adam", [0.1, 0.2])):
+        config = load_config([f"training={optimizer}", "training.learning_rate=0.1"])
+        experiment = load_experiment(to_json(config))
+        factor_C = torch.tensor([2.0, 2.0]) if optimizer == "sgd" else torch.tensor([1.0, 2.0])
+        held = NOT_GUIDED._replace(numbers={"learning_rate": factor_C})
+        rate_C = guided_rates(experiment, held, terms, 2)
+        torch.testing.assert_close(rate_C, torch.tensor(expected))
