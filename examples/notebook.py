@@ -39,7 +39,7 @@ print("asked for", output.routing.weight.mean(dim=-1).tolist())  # each expert's
 # %% What the server remembers of the clients, and what the MetaLearner makes of it
 print(len(exchange.memory), "insights; the last:", exchange.memory.history[-1])
 print("uncertain clients:", learner.history[-1]["high_uncertainty"])
-print("guidance for client 3:", list(learner.guidance(3).arrays()))
+print("guidance for client 3:", list(learner.guidance(3).parts))
 
 # %% There is no global model now: each client has its own
 own = exchange.clients[0].model()

@@ -43,7 +43,7 @@ class RoundRecord:
         round: from 1.
         metrics: the round's line of `metrics.jsonl`.
         clients: `clients.jsonl`, a column for each name and a line for each client.
-        insights: one line each of `insights.jsonl`.
+        insights: `insights.jsonl`, a column for each name and a line for each insight.
         findings: the round's line of `findings.jsonl`, where a MetaLearner learned.
         routing: what the router did, where there is one and the round was evaluated.
     """
@@ -51,7 +51,7 @@ class RoundRecord:
     round: int
     metrics: dict[str, Any]
     clients: dict[str, list[Any]]
-    insights: list[dict[str, Any]]
+    insights: dict[str, list[Any]]
     findings: dict[str, Any] | None
     routing: FederationRouting | None
 
@@ -154,8 +154,8 @@ class RoundLoop:
     ) -> RoundRecord:
         """All that is written down about a round."""
         number, void = metrics["round"], metrics["train"]["void"]
-        insights = [] if void else getattr(self.strategy, "new_insights", [])
-        self.standing.insights += len(insights)
+        insights = {} if void else getattr(self.strategy, "insight_lines", {})
+        self.standing.insights += len(insights.get("round", ()))
         _LOG.info(
             "round %d: %d clients trained, %d failed%s", number, len(trained.inspection.good),
             len(trained.inspection.failures), "; void" if void else "", extra=FILE_ONLY,
@@ -164,7 +164,7 @@ class RoundLoop:
             round=number,
             metrics=metrics,
             clients=trained.client_columns(number, self.client_of),
-            insights=[insight.as_json() for insight in insights],
+            insights=insights,
             findings=getattr(self.strategy, "findings", None) if insights else None,
             routing=routing,
         )

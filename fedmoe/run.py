@@ -135,7 +135,7 @@ class FederationRun:
     def _record(self, record: RoundRecord) -> None:
         # The round's own line comes last: where it stands, the others are whole.
         self.directory.append_columns("clients.jsonl", record.clients)
-        self.directory.append_many("insights.jsonl", record.insights)
+        self.directory.append_columns("insights.jsonl", record.insights)
         if record.findings is not None:
             self.directory.append("findings.jsonl", record.findings)
         if record.routing is not None:

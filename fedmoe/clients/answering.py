@@ -134,7 +134,7 @@ class _Answering:
                 settings=first.settings,
                 params=params,
                 experts=experts,
-                guidance=[asked.guidance for asked in group if asked.guidance],
+                guidance=[asked.guidance for asked in group],
                 guidance_of=source,
                 extras=extras,
             ),

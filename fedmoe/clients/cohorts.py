@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedmoe.clients.experts import held_state, with_state
-from fedmoe.clients.guided import guided_prior, guided_terms
+from fedmoe.clients.guided import guided_prior, guided_rates, guided_terms
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import TrainRequest
 from fedmoe.models import Parameters
@@ -75,12 +74,12 @@ def cohort_of(
     state: KeptState | None,
 ) -> Cohort:
     """What a job's clients train on, with what the request asks for; see `Job.train`."""
-    config, request, count = job.experiment.config.training, job.request, len(job.clients)
+    request, count = job.request, len(job.clients)
     wide = job.each(params)
     asked, insight = list[Term](), False
     if isinstance(request, TrainRequest):
-        asked = guided_terms(job.experiment, request, job.samples, wide)
-        prior = guided_prior(job.experiment, request, job.samples.count_C) or prior
+        asked = guided_terms(request, job.guidance, job.samples, wide)
+        prior = guided_prior(job.experiment, job.guidance, job.samples.count_C) or prior
         insight = request.settings.payloads is not None
     return Cohort(
         client_C=job.clients,
@@ -89,8 +88,8 @@ def cohort_of(
         params=wide,
         seed=job.experiment.config.seed,
         round=request.settings.round,
-        epochs_C=np.full(count, config.epochs if epochs is None else epochs, dtype=np.int64),
-        lr_C=torch.full((count,), config.learning_rate, device=job.experiment.device),
+        epochs_C=job.epochs_C if epochs is None else np.full(count, epochs, dtype=np.int64),
+        lr_C=guided_rates(job.experiment, job.guidance_if_any, asked, count),
         optimizer_state=None if state is None else state.read(),
         terms=[*asked, *terms],
         prior=prior,

@@ -5,12 +5,14 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmoe.clients.algorithms import LocalAlgorithm, local_algorithm
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
+from fedmoe.data.drawing import Stream, generator
 from fedmoe.errors import DataError
+from fedmoe.insight.payloads import Facts, Payloads
 from fedmoe.models import Parameters, parameters_of, router_losses_of
 from fedmoe.models.router_losses import RouterLosses
 from fedmoe.schema import ExperimentConfig
@@ -102,6 +104,28 @@ class Experiment:
         return np.argsort(-self.data.parts["train"].counts_K[clients], kind="stable")
 
     @cached_property
+    def payloads(self) -> Payloads:
+        """What insights may carry."""
+        return Payloads(Facts.of(self.config, self.data.task, self.model))
+
+    @cached_property
+    def public_SD(self) -> Tensor:
+        """The public inputs, the same for all: held out of the data set, or drawn.
+
+        Raises:
+            DataError: they were to be held out, but the data were loaded without doing so.
+        """
+        if self.config.insight.public == "held_out":
+            if isinstance(self.data, LazyFederation) or self.data.public_SD is None:
+                raise DataError(
+                    f"insight.public=held_out: nothing was held out of {self.data.name}"
+                )
+            return torch.from_numpy(self.data.public_SD).to(self.device)
+        shape = self.config.insight.public_samples, self.data.task.num_features
+        drawn = generator(self.config.seed, Stream.PUBLIC).standard_normal(shape, np.float32)
+        return torch.from_numpy(drawn).to(self.device)
+
+    @cached_property
     def router_losses(self) -> RouterLosses:
         """What a mixture adds to its loss; nothing without a router."""
         return router_losses_of(self.config.model)
@@ -122,4 +146,7 @@ def load_experiment(config_json: str) -> Experiment:
         DataError: the data cannot be had or divided as asked.
     """
     config = from_json(config_json)
-    return Experiment.of(config, load_federation(config.data, config.partition, config.seed))
+    rules = config.insight
+    held_out = rules.public_samples if rules.public == "held_out" else 0
+    data = load_federation(config.data, config.partition, config.seed, held_out)
+    return Experiment.of(config, data)

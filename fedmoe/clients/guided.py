@@ -1,13 +1,16 @@
-"""What a request and its guidance add to a cohort's loss.
+"""What a request and its guidance change of a cohort's training.
 
 Letters: C clients of the cohort, D features, P = D + 1 coefficients, O outputs.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmoe.clients.experiment import Experiment
+from fedmoe.clients.guidance import Held
 from fedmoe.clients.requests import TrainRequest
 from fedmoe.data.federation import Ints
 from fedmoe.models import Parameters
@@ -18,51 +21,53 @@ from fedmoe.training.trust import prototype_trust
 
 
 def guided_terms(
-    experiment: Experiment, request: TrainRequest, samples: Samples, start: Parameters
+    request: TrainRequest, held: Held, samples: Samples, start: Parameters
 ) -> list[Term]:
-    """FedProx's term and rehearsal of prototypes, where they are asked for.
-
-    Raises:
-        ValueError: guidance does not fit the task.
-    """
+    """FedProx's term and rehearsal of prototypes, where they are asked for."""
     terms: list[Term] = []
     if request.settings.proximal_mu:
         terms.append(Proximal(start, request.settings.proximal_mu))
-    guidance = request.guidance
-    if guidance and guidance[0].prototypes is not None:
-        shape = (experiment.data.task.num_outputs, experiment.data.task.num_features)
-        prototypes_COD = _stack(experiment, request, "prototypes", shape)
-        weight_CO = _stack(experiment, request, "prototype_weight", shape[:1])
+    if "prototypes" in held.parts and "prototype_weight" in held.parts:
+        prototypes_COD, weight_CO = held.parts["prototypes"], held.parts["prototype_weight"]
         trust_C = prototype_trust(*samples.padded(), prototypes_COD, weight_CO > 0)
         terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
     return terms
 
 
-def guided_prior(experiment: Experiment, request: TrainRequest, count_C: Ints) -> Prior | None:
-    """The prior of a linear regression; other models know no such coefficients.
+def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
+    """(C,) passes over the data that the clients are to make."""
+    configured = experiment.config.training.epochs
+    if "epochs" not in held.numbers:
+        return np.full(clients, configured, dtype=np.int64)
+    epochs_C: Ints = held.numbers["epochs"].cpu().numpy().astype(np.int64)
+    return epochs_C
 
-    Raises:
-        ValueError: guidance does not fit the task.
+
+def guided_rates(experiment: Experiment, held: Held, terms: Sequence[Term], clients: int) -> Tensor:
+    """(C,) learning rates of the clients, for a loss to which terms are added.
+
+    A rehearsal of weight w makes the loss (own + w rehearsed) / (1 + w), a mean as without it, so
+    that a learning rate that suits the one suits the other. The division is made here, where it
+    is the same for gradient descent; Adam's steps do not depend on the scale of a loss.
     """
-    guidance, task = request.guidance, experiment.data.task
-    if not guidance or guidance[0].prior_mean is None:
+    training = experiment.config.training
+    rate_C = torch.full((clients,), training.learning_rate, device=experiment.device)
+    if "learning_rate" in held.numbers:
+        rate_C = rate_C * held.numbers["learning_rate"]
+    for term in terms:
+        if isinstance(term, Rehearsal) and training.optimizer == "sgd":
+            rate_C = rate_C / (1 + term.weight.sum(dim=1))
+    return rate_C
+
+
+def guided_prior(experiment: Experiment, held: Held, count_C: Ints) -> Prior | None:
+    """The prior of a linear regression; other models know no such coefficients."""
+    task = experiment.data.task
+    if "prior_mean" not in held.parts or "prior_ratio" not in held.parts:
         return None
     if not isinstance(experiment.model, Linear) or task.kind != "regression":
         return None
-    shape = (task.num_features + 1, task.num_outputs)
-    mean_CPO = _stack(experiment, request, "prior_mean", shape)
-    ratio_C = np.array([one.prior_ratio for one in guidance])[request.guidance_of]
+    mean_CPO, ratio_C = held.parts["prior_mean"], held.parts["prior_ratio"]
     # The loss is the mean over n samples and O outputs, so a sum's weight is divided by both.
-    precision_C = torch.from_numpy(2 * ratio_C / (count_C * task.num_outputs)).to(mean_CPO)
+    precision_C = 2 * ratio_C / (torch.from_numpy(count_C).to(ratio_C) * task.num_outputs)
     return Prior({"weight": mean_CPO[:, :-1].mT, "bias": mean_CPO[:, -1]}, precision_C)
-
-
-def _stack(
-    experiment: Experiment, request: TrainRequest, part: str, shape: tuple[int, ...]
-) -> Tensor:
-    """One part of each client's guidance, C in front."""
-    values = [np.asarray(getattr(one, part), dtype=np.float32) for one in request.guidance]
-    for value in values:
-        if value.shape != shape:
-            raise ValueError(f"guidance {part} has shape {value.shape}, expected {shape}")
-    return torch.from_numpy(np.stack(values)[request.guidance_of]).to(experiment.device)

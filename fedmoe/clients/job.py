@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fedmoe.clients.cohorts import KeptState, cohort_of
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.experts import check_index, difference, held_rows, with_rows
+from fedmoe.clients.guidance import NOT_GUIDED, Held, held_guidance, kept_part
+from fedmoe.clients.guided import guided_epochs
 from fedmoe.clients.requests import MODEL, OPTIMIZER, EvaluateRequest, TrainRequest
 from fedmoe.clients.states import States
 from fedmoe.data.federation import Ints, Part
@@ -90,6 +92,33 @@ class Job:
             return None
         check_index(index, self.experiment.model, self.experiment.parts[0])
         return index.to(self.experiment.device).expand(len(self.clients), -1)
+
+    @cached_property
+    def guidance(self) -> Held:
+        """What the clients are guided by; only training is.
+
+        Raises:
+            ValueError: guidance does not fit the task.
+        """
+        assert isinstance(self.request, TrainRequest)
+        return held_guidance(self.experiment, self.request, self.states)
+
+    @property
+    def guidance_if_any(self) -> Held:
+        """The same; for evaluation, nothing."""
+        return self.guidance if isinstance(self.request, TrainRequest) else NOT_GUIDED
+
+    @cached_property
+    def epochs_C(self) -> Ints:
+        """(C,) passes over the data, as guided or configured."""
+        return guided_epochs(self.experiment, self.guidance_if_any, len(self.clients))
+
+    def guided(self, name: str) -> Tensor | None:
+        """(C, ...) a part of what the clients are guided by; `None` if no client holds it."""
+        if isinstance(self.request, TrainRequest):
+            return self.guidance.parts.get(name)
+        kept = kept_part(self.experiment, self.states, self.clients, name)
+        return None if kept is None else kept["value"]
 
     def samples_of(self, part: Part) -> Samples:
         """A part of the clients' data."""
@@ -205,7 +234,7 @@ class Job:
 
         Args:
             params: to start from, (C, ...) by name or (1, ...) for one that all share.
-            epochs: passes over the data; the configuration's if `None`.
+            epochs: passes over the data; `epochs_C` if `None`.
             frozen: names of parameters that do not move.
             terms: added to the loss, besides what the request asks for.
             prior: on the parameters; the request's own comes first.
@@ -231,18 +260,26 @@ class Job:
             state.keep(trained.optimizer_state)
         return trained
 
-    def score(self, params: Parameters, part: Part, watch: RouterWatch | None = None) -> Evaluation:
+    def score(
+        self,
+        params: Parameters,
+        part: Part,
+        watch: RouterWatch | None = None,
+        *,
+        calibration: bool = False,
+    ) -> Evaluation:
         """Score models, as `train` takes them, on a part of the clients' data.
 
         Args:
             params: (C, ...) by name or (1, ...) for one that all share.
             part: of the data.
             watch: is shown what the router does.
+            calibration: whether to compare confidence with accuracy.
         """
         samples = self.samples_of(part)
         with section("evaluate"):
             return evaluate_cohort(
                 self.model_of(params), self.experiment.data.task, samples.pool, params,
                 samples.rows_Cn, samples.count_C, self.experiment.config.training.cohort_size,
-                watch,
+                watch, calibration,
             )  # fmt: skip

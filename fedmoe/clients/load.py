@@ -12,6 +12,7 @@ Letters: C clients, E experts, M experts that a client was sent, n most samples 
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fedmoe.clients.experts import held_rows, with_rows
 from fedmoe.messages.words import LOAD
@@ -63,16 +64,29 @@ def exchange_load(job: "Job", trained: Trained) -> Trained:
     own = _load_of(job, trained.params)
     model = job.experiment.model
     assert isinstance(model, MixtureOfExperts)
-    told = {"load": own.load_CE, "importance": own.importance_CE}
-    if job.experts is not None:
-        none_CE = own.load_CE.new_zeros(len(job.clients), model.num_experts)
-        told = {name: with_rows(none_CE, job.experts, value) for name, value in told.items()}
-    job.tell(LOAD, told)
+    told = _of_all(own, job.experts, model.num_experts)
+    job.tell(LOAD, {"load": told.load_CE, "importance": told.importance_CE})
     if not isinstance(model.rule, LossFreeRouter):
         return trained
     goes_by = federation_load(job) or own
     moved = balanced_bias(trained.params[_BIAS], goes_by.load_CE, model.rule.rate)
     return trained._replace(params={**trained.params, _BIAS: moved})
+
+
+@torch.no_grad()
+def whole_load(job: "Job", params: Parameters) -> FederationLoad:
+    """Each client's own shares of all experts: none of those that its model does not have."""
+    model = job.experiment.model
+    assert isinstance(model, MixtureOfExperts)
+    held = job.experiment.algorithm.held_experts(job, params)
+    return _of_all(_load_of(job, params), held, model.num_experts)
+
+
+def _of_all(own: FederationLoad, held_CM: Tensor | None, num_experts: int) -> FederationLoad:
+    if held_CM is None:
+        return own
+    none_CE = own.load_CE.new_zeros(len(held_CM), num_experts)
+    return FederationLoad(*(with_rows(none_CE, held_CM, value) for value in own))
 
 
 def _load_of(job: "Job", params: Parameters) -> FederationLoad:

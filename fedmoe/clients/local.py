@@ -33,7 +33,8 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
     counts_C = job.samples.count_C
     if (counts_C == 0).any():
         raise ValueError(f"client {request.clients[counts_C == 0][0]} has no training data")
-    trained = experiment.algorithm.train(job, job.start())
+    start = job.start()
+    trained = experiment.algorithm.train(job, start)
     if exchanges_load(experiment):
         trained = exchange_load(job, trained)
     records: Records = {
@@ -42,8 +43,10 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
             words.NUM_EXAMPLES: counts_C,
             words.LOSS: as_numbers(trained.final_loss_C),
         },
-        **make_insights(job, trained),
+        **make_insights(job, start, trained),
     }
+    for key, arrays in job.guidance.new.items():
+        job.keep(key, arrays)
     job.keep(MODEL, experiment.algorithm.kept(job, trained))
     job.finish(trained.params)
     return records

@@ -1,6 +1,6 @@
-"""What an insight carries besides its numbers, computed for a cohort at once.
+"""The payloads of a cohort's insights.
 
-Letters: C clients, n most samples of a client, D features, P = D + 1 coefficients, O outputs.
+Letters: C clients of the cohort, P parameters, S public inputs, O outputs.
 """
 
 from collections.abc import Sequence
@@ -8,54 +8,77 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedmoe.clients.experiment import Experiment
-from fedmoe.models.linear import Linear
-from fedmoe.training.pool import Samples
-from fedmoe.training.representations import class_sums
+from fedmoe.clients.experts import held_rows, with_rows
+from fedmoe.clients.job import Job
+from fedmoe.clients.load import whole_load
+from fedmoe.insight.payloads import Sources
+from fedmoe.models import Parameters
+from fedmoe.training.answers import answer_all
 
 
 def make_payloads(
-    experiment: Experiment, names: Sequence[str], samples: Samples, prototype_min_count: int
+    job: Job, names: Sequence[str], start: Parameters, end: Parameters
 ) -> dict[str, Tensor]:
-    """The clients' payloads, C in front; what does not fit the task or the model is left out."""
-    task = experiment.data.task
-    x_CnD, y_Cn, real_Cn = samples.padded()
-    stacked: dict[str, Tensor] = {}
-    if "prototypes" in names and task.kind == "classification":
-        stacked |= prototypes(x_CnD, y_Cn, real_Cn, task.num_outputs, prototype_min_count)
-    linear = isinstance(experiment.model, Linear)
-    if "statistics" in names and task.kind == "regression" and linear:
-        stacked |= statistics(x_CnD, y_Cn, real_Cn)
-    return stacked
-
-
-def prototypes(
-    x_CnD: Tensor, y_Cn: Tensor, real_Cn: Tensor, num_classes: int, min_count: int
-) -> dict[str, Tensor]:
-    """Sum and count of the inputs of each class; classes with few samples say nothing.
+    """Some payloads of each client, (C, ...) by name of the array.
 
     Args:
-        x_CnD: inputs.
-        y_Cn: classes.
-        real_Cn: which samples are not padding.
-        num_classes: O.
-        min_count: fewest samples of a class that may be told.
+        job: the clients.
+        names: of the payloads.
+        start: their models before training, (C, ...) by name, or (1, ...).
+        end: and after it.
+
+    Raises:
+        ValueError: there is no such payload for the task and the model.
     """
-    sum_COD, count_CO = class_sums(x_CnD, y_Cn, real_Cn, num_classes)
-    told_CO = (count_CO >= min_count).float()
-    return {
-        "prototype_sum": sum_COD * told_CO.unsqueeze(-1),
-        "prototype_count": count_CO * told_CO,
-    }
+    payloads = job.experiment.payloads.by_name
+    if unknown := [name for name in names if name not in payloads]:
+        raise ValueError(
+            f"payload {unknown[0]!r} is unknown or does not fit; there are {sorted(payloads)}"
+        )
+    if not names:
+        return {}
+    sources = Sources(
+        *job.samples.padded(),
+        change=lambda: _change(job, start, end),
+        load=lambda: whole_load(job, end),
+        part=lambda name: _part(job, name),
+        answers=lambda: _answers(job, end),
+    )
+    return {n: array for name in names for n, array in payloads[name].make(sources).items()}
 
 
-def statistics(x_CnD: Tensor, y_CnO: Tensor, real_Cn: Tensor) -> dict[str, Tensor]:
-    """Sufficient statistics of a linear regression with bias: X'X, X'Y and the squares of Y."""
-    real = real_Cn.unsqueeze(-1).float()
-    x_CnP = torch.cat([x_CnD, torch.ones_like(x_CnD[..., :1])], dim=-1) * real
-    y_CnO = y_CnO * real
-    return {
-        "statistics_xx": torch.bmm(x_CnP.mT, x_CnP),
-        "statistics_xy": torch.bmm(x_CnP.mT, y_CnO),
-        "statistics_yy": y_CnO.square().sum(dim=1),
-    }
+def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
+    """(C, P): of what travels of a model, or of all where nothing does; 0 of absent experts."""
+    experiment = job.experiment
+    algorithm, model = experiment.algorithm, experiment.model
+    before = algorithm.split(model, start)[0] or start
+    after = algorithm.split(model, end)[0] or end
+    held_CM = algorithm.held_experts(job, end)
+    moved = []
+    for name, now in after.items():
+        then = before[name].to(now)
+        if then.shape[1:] != now.shape[1:]:  # those that the client has trained, of all
+            assert held_CM is not None
+            then = held_rows(then, held_CM)
+        difference = now - then
+        if held_CM is not None:
+            difference = with_rows(torch.zeros_like(experiment.parts[0][name]), held_CM, difference)
+        moved.append(difference.flatten(1))
+    return torch.cat(moved, dim=1)
+
+
+def _part(job: Job, name: str) -> Tensor:
+    """(C, ...): of guidance; zeros for who does not hold it.
+
+    Raises:
+        ValueError: none of the clients does.
+    """
+    if name not in job.guidance.parts:
+        raise ValueError(f"a payload needs guidance {name}, which was not told")
+    return job.guidance.parts[name]
+
+
+def _answers(job: Job, params: Parameters) -> Tensor:
+    """(C, S, O): what the clients' models say of the public inputs."""
+    public_SD, most = job.experiment.public_SD, job.experiment.config.training.cohort_size
+    return answer_all(job.model_of(params), params, public_SD, most)

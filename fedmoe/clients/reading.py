@@ -22,7 +22,7 @@ class Asked:
         places: (n,) the clients' places among the messages.
         settings: what it sets.
         arrays: the model that was sent, if there was one.
-        guidance: of a MetaLearner, if there was any.
+        guidance: of a MetaLearner; it may be empty.
         extras: further arrays, by key.
     """
 
@@ -30,12 +30,12 @@ class Asked:
     places: Ints
     settings: Settings
     arrays: ArrayRecord | None
-    guidance: Guidance | None
+    guidance: Guidance
     extras: Mapping[str, ArrayRecord]
 
     def shape(self) -> tuple[object, ...]:
         """What is asked in equal shape can be answered as one cohort."""
-        guided = tuple(sorted(self.guidance.arrays())) if self.guidance else ()
+        guided = tuple(sorted([*self.guidance.parts, *self.guidance.numbers]))
         extras = tuple((key, str(signature_of(r))) for key, r in self.extras.items())
         return self.kind, self.settings, self.arrays is None, guided, extras
 
@@ -55,7 +55,7 @@ def read_asked(content: RecordDict, kind: str, places: Ints, reads: Sequence[str
     arrays = _get_arrays(content, words.ARRAYS)
     if kind == MessageType.EVALUATE:
         extras = {words.EXPERTS: held} if (held := _experts(content)) else {}
-        return Asked(kind, places, settings_of(content), arrays, None, extras)
+        return Asked(kind, places, settings_of(content), arrays, Guidance(), extras)
     if kind != MessageType.TRAIN:
         raise ValueError(f"no handler for messages of type {kind!r}")
     found = [(key, _get_arrays(content, key)) for key in reads]
@@ -90,15 +90,11 @@ def settings_of(content: RecordDict) -> Settings:
         ValueError: a setting is not what it must be.
     """
     config = words.get_config(content)
-    wanted = config.get(words.WANTED_PAYLOADS)
-    if isinstance(wanted, list):
-        raise ValueError(f"config {words.WANTED_PAYLOADS!r} must be one text, got {wanted!r}")
     return Settings(
         round=int(_number(config, words.SERVER_ROUND, 0)),
         proximal_mu=_number(config, words.PROXIMAL_MU, 0.0),
         prior_strength=_strength(config),
-        payloads=None if wanted is None else tuple(filter(None, str(wanted).split(","))),
-        prototype_min_count=int(_number(config, words.PROTOTYPE_MIN_COUNT, 1)),
+        payloads=words.wanted_payloads(content),
     )
 
 

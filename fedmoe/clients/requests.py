@@ -18,6 +18,7 @@ from fedmoe.insight import Guidance
 from fedmoe.models import Parameters
 
 MODEL = "model"  # keys of a client's private state
+GUIDANCE = "guidance-"  # and the name of a part
 OPTIMIZER = "optimizer"
 
 
@@ -29,14 +30,12 @@ class Settings(NamedTuple):
         proximal_mu: weight of FedProx's term.
         prior_strength: of the private prior over a mixture's experts, in samples.
         payloads: what to put into the insight; `None` if no insight is wanted.
-        prototype_min_count: classes with fewer samples send no prototype.
     """
 
     round: int = 0
     proximal_mu: float = 0.0
     prior_strength: float = 1.0
     payloads: tuple[str, ...] | None = None
-    prototype_min_count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,9 @@ class TrainRequest:
         params: models to start from, (C, ...) by name or (1, ...) for one that all share; of
             what is not there, the clients go on with their own.
         experts: (C, M) or (1, M) which experts `params` holds, ascending; all if `None`.
-        guidance: what the MetaLearner told; empty if it told nothing.
-        guidance_of: (C,) which of it each client was told.
+        guidance: what the MetaLearner tells, of parts only those that are new to a client; each
+            has the same parts and numbers. Empty if it tells nobody anything.
+        guidance_of: (C,) which of it each client is told.
         extras: further arrays that the clients' algorithm reads, by the key of their record;
             as `params`.
     """

@@ -24,6 +24,7 @@ CONFIG_PATH = "pkg://fedmoe.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 _EXPERIMENT = "experiment"
+_OPTIONAL = ("meta_learner",)  # with_STRATEGY, where there is such a file
 _LAUNCHER = "hydra/launcher"
 _LAUNCHER_EXTRAS = {"joblib": "joblib", "ray": "sweeps"}  # by option, what brings it
 
@@ -72,7 +73,16 @@ class Composer:
                 raise self._explain(words, error, sweep) from error
             if _EXPERIMENT in config and (problem := self._misplaced(words)) is not None:
                 raise problem
+            self._check_optional(words)
         return config
+
+    def _check_optional(self, words: Sequence[Word]) -> None:
+        """Refuse a wrong option of a group which Hydra passes over where it has none."""
+        for word in words:
+            if word.key in _OPTIONAL:
+                override = OverridesParser.create().parse_override(word.text)
+                if (why := self._wrong_option(override)) is not None:
+                    raise ConfigError(f"{word.shown}: {why}")
 
     def _load(self, words: Sequence[Word], sweep: bool) -> DictConfig:
         return self.loader.load_configuration(

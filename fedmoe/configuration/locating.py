@@ -35,7 +35,7 @@ def locate(location: Path) -> Place:
             options = ()
             continue
         path, holder = (*path, part), cls
-        hinted = hints(cls).get(str(part))
+        hinted = _without_none(hints(cls).get(str(part)))
         options = get_args(get_args(hinted)[0]) if get_args(hinted) else ()
         options = tuple(o for o in options if dataclasses.is_dataclass(o))
         if options or len(path) == 1:
@@ -45,6 +45,12 @@ def locate(location: Path) -> Place:
         elif not options:  # what follows is a place in a list or a table
             break
     return Place(holder, path, group)
+
+
+def _without_none(hinted: Any) -> Any:
+    """The class of what may be absent."""
+    classes = [one for one in get_args(hinted) if dataclasses.is_dataclass(one)]
+    return classes[0] if len(classes) == 1 and type(None) in get_args(hinted) else hinted
 
 
 @functools.cache

@@ -60,9 +60,10 @@ class Parts:
             _check(table, "model", "moe", "experts and routers are")
             table["model"] |= self._mixture()
         if self.meta_learner is not None:
-            _check(table, "strategy", "insight", "a MetaLearner is")
             table["meta_learner"] = asdict(self.meta_learner.config)
-            table["strategy"]["memory_rounds"] = self.meta_learner.memory.max_rounds
+            memory = self.meta_learner.memory
+            table["insight"]["memory_rounds"] = memory.max_rounds
+            table["insight"]["memory_bytes"] = memory.max_bytes
         return validate(table)
 
     def _mixture(self) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def hint(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def allowed(names: Iterable[str], where: str = "") -> str:
-    """Return `Allowed: a, b`, sorted."""
-    return f"Allowed{where}: {', '.join(sorted(names))}"
+    """Return `Allowed: a, b`, sorted; of no names `Allowed: nothing`."""
+    return f"Allowed{where}: {', '.join(sorted(names)) or 'nothing'}"
 
 
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

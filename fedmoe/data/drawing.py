@@ -20,6 +20,8 @@ class Stream(IntEnum):
     PARTITION = 1
     SPLIT = 2
     GROUPS = 3
+    PUBLIC = 4
+    SKETCHING = 5
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

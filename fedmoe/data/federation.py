@@ -5,7 +5,7 @@ device; a client is a list of rows. Transformations of a client's data (rotation
 labels) are applied to its own rows of the pool. A federation too large for that makes such a
 pool for a few clients at a time: see `lazy`.
 
-Letters: N samples in the pool, D features, O outputs, K clients.
+Letters: N samples in the pool, D features, O outputs, K clients, S public inputs.
 """
 
 from dataclasses import dataclass, field
@@ -126,6 +126,7 @@ class FederatedData:
         client_names: K names, or empty where the clients have none of their own.
         group_K: int64 concept group of each client (rotation, permutation), or `None`.
         truth: see `Dataset.truth`.
+        public_SD: float32 inputs that were held out for all to know; no client has them.
     """
 
     name: str
@@ -137,6 +138,7 @@ class FederatedData:
     client_names: tuple[str, ...] = ()
     group_K: Ints | None = None
     truth: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    public_SD: Floats | None = None
 
     @property
     def num_clients(self) -> int:

@@ -1,6 +1,6 @@
 """From a configuration to every client's data: source, partition, groups, split, scaling.
 
-Letters: N samples, D features, O outputs, K clients.
+Letters: N samples, D features, O outputs, K clients, S public inputs.
 """
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedmoe.data.drawing import Stream, generator
-from fedmoe.data.federation import FederatedData, Floats, Ints
+from fedmoe.data.federation import Dataset, FederatedData, Floats, Ints
 from fedmoe.data.groups import transform
 from fedmoe.data.lazy import LazyDataset, LazyFederation
 from fedmoe.data.partition import PARTITIONERS
@@ -20,13 +20,16 @@ from fedmoe.schema import CustomDataConfig, DataConfig, PartitionConfig
 Federation = FederatedData | LazyFederation
 
 
-def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> Federation:
+def load_federation(
+    data: DataConfig, partition: PartitionConfig, seed: int, held_out: int = 0
+) -> Federation:
     """Load a data set and divide it among clients, the same way for the same seed.
 
     Args:
         data: which source, and the shares of validation and test samples.
         partition: who gets which samples.
         seed: of everything that is drawn here; numpy's global state is neither used nor changed.
+        held_out: samples that no client gets; their inputs are public.
 
     Returns:
         Every client's data; or, of a source that makes them on demand, what makes them.
@@ -40,13 +43,24 @@ def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> 
     else:
         dataset = read_source(data, generator(seed, Stream.SOURCE))
     if isinstance(dataset, LazyDataset):
+        if held_out:
+            raise DataError(
+                f"insight.public=held_out: {dataset.name} makes each client's samples on demand, "
+                "so there is nothing to hold out of; choose insight.public=gaussian"
+            )
         return _on_demand(dataset, data, partition, seed)
+    public_SD = dataset.x_ND[:0]
+    if held_out:
+        dataset, public_SD = hold_out(dataset, held_out, generator(seed, Stream.PUBLIC))
     divide = PARTITIONERS[partition.name]
     rows = divide(dataset, partition, generator(seed, Stream.PARTITION))
     dataset, group_K = transform(dataset, rows, partition, generator(seed, Stream.GROUPS))
     parts = split(rows, data.validation_fraction, data.test_fraction, generator(seed, Stream.SPLIT))
     if dataset.standardise:
-        dataset = replace(dataset, x_ND=standardised(dataset.x_ND, parts["train"].order))
+        everything_ND = np.concatenate([dataset.x_ND, public_SD])
+        scaled_ND = standardised(everything_ND, parts["train"].order)
+        dataset = replace(dataset, x_ND=scaled_ND[: len(dataset.x_ND)])
+        public_SD = scaled_ND[len(dataset.x_ND) :]
     return FederatedData(
         name=dataset.name,
         origin=dataset.origin,
@@ -57,7 +71,39 @@ def load_federation(data: DataConfig, partition: PartitionConfig, seed: int) -> 
         client_names=dataset.client_names if partition.name == "natural" else (),
         group_K=group_K,
         truth=dataset.truth,
+        public_SD=public_SD if held_out else None,
     )
+
+
+def hold_out(dataset: Dataset, count: int, rng: np.random.Generator) -> tuple[Dataset, Floats]:
+    """Take some samples out of a data set.
+
+    Args:
+        dataset: not yet divided; left as it was.
+        count: how many to take.
+        rng: chooses them.
+
+    Returns:
+        The data set without them, in its order, and the inputs (S, D) of those taken.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    total = len(dataset.x_ND)
+    if count >= total:
+        raise DataError(
+            f"insight.public_samples={count}: must be below the {total} samples of {dataset.name}"
+        )
+    taken_S = rng.choice(total, count, replace=False)
+    stays_N = np.full(total, True)
+    stays_N[taken_S] = False
+    rest = replace(
+        dataset,
+        x_ND=dataset.x_ND[stays_N],
+        y_N=dataset.y_N[stays_N],
+        client_N=None if dataset.client_N is None else dataset.client_N[stays_N],
+    )
+    return rest, dataset.x_ND[taken_S]
 
 
 def pooled(federation: Federation) -> FederatedData:

@@ -56,7 +56,8 @@ class ReplyGuard:
     `ValueError`. Where replies are stacked, a method `doubtful_replies(part, nodes)` spares the
     messages: it returns which of them, (P,), `check_reply` is to look at; the others are good.
     Arrays must come back in the shapes in which they were sent; a method
-    `reply_signature(signature)` says otherwise.
+    `reply_signature(signature)` says otherwise. All replies must hold the same records, but for
+    those whose keys are in an attribute `loose_records`.
 
     Args:
         config: the limits.
@@ -72,6 +73,7 @@ class ReplyGuard:
     ) -> None:
         self.config, self._strategy, self._routing = config, strategy, routing
         self._doubts = getattr(strategy, "doubtful_replies", None)
+        self._loose: frozenset[str] = getattr(strategy, "loose_records", frozenset())
 
     def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
         """Sort the replies to `sent` into good ones and failures; order does not matter."""
@@ -103,7 +105,7 @@ class ReplyGuard:
         for node in asked.keys() - seen:
             result.failures[node] = "no reply before the deadline"
         result.drop_failures()
-        _refuse_odd_contents(result)
+        _refuse_odd_contents(result, self._loose)
         result.drop_failures()
         return result
 
@@ -132,26 +134,29 @@ class ReplyGuard:
             for node, size, passed in zip(nodes, sizes.tolist(), good.tolist(), strict=True)
             if passed
         }
-        loose = good[list(replies.plain)].any()
-        if loose or len({part_kind(part) for part in replies.parts}) > 1:
-            _refuse_odd_contents(result)
+        single = good[list(replies.plain)].any()
+        if single or len({part_kind(part, self._loose) for part in replies.parts}) > 1:
+            _refuse_odd_contents(result, self._loose)
             result.drop_failures()
         return result
 
 
-def _refuse_odd_contents(result: Inspection) -> None:
-    """All replies must hold the same records and metrics.
+def _refuse_odd_contents(result: Inspection, loose: frozenset[str]) -> None:
+    """All replies must hold the same metrics and records, but for the loose ones.
 
     Strategies average metrics by name, and Flower's own refuse the whole round if one reply has
     a record more than the others.
     """
     kinds = {
-        (tuple(map(_record_kind, r.content, r.content.values())), tuple(r.content[words.METRICS]))
+        (
+            tuple((k, _record_kind(k, own)) for k, own in r.content.items() if k not in loose),
+            tuple(r.content[words.METRICS]),
+        )
         for r in result.good
     }
     if len(kinds) <= 1:
         return
-    labels = [_labels(reply.content) for reply in result.good]
+    labels = [_labels(reply.content, loose) for reply in result.good]
     usual = Counter(labels).most_common(1)[0][0]
     for reply, own in zip(result.good, labels, strict=True):
         if own != usual:
@@ -159,9 +164,13 @@ def _refuse_odd_contents(result: Inspection) -> None:
             result.failures[reply.metadata.src_node_id] = one_line(odd)
 
 
-def _labels(content: RecordDict) -> frozenset[str]:
+def _labels(content: RecordDict, loose: frozenset[str]) -> frozenset[str]:
     """What a reply holds: its records, and the names of its metrics."""
-    records = {f"{key} ({_record_kind(key, record)})" for key, record in content.items()}
+    records = {
+        f"{key} ({_record_kind(key, record)})"
+        for key, record in content.items()
+        if key not in loose
+    }
     return frozenset(records.union(content[words.METRICS]))
 
 

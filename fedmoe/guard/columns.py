@@ -67,12 +67,18 @@ def doubtful(
     return bad
 
 
-def part_kind(part: Part) -> tuple[object, ...]:
-    """What the replies of a part hold; strategies merge replies that hold the same."""
+def part_kind(part: Part, loose: frozenset[str]) -> tuple[object, ...]:
+    """What the replies of a part hold; strategies merge replies that hold the same.
+
+    Args:
+        part: the replies.
+        loose: keys of records that are not looked at.
+    """
     records = tuple(
         (key, str(record.signature) if key == words.LOAD else "arrays")
         if isinstance(record, Stack)
         else (key, "numbers")
         for key, record in part.records.items()
+        if key not in loose
     )
     return records, tuple(part.means), tuple(part.numbers(words.METRICS))

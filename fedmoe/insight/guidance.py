@@ -1,61 +1,95 @@
 """Guidance: what the MetaLearner gives back to one client.
 
+Parts are arrays that a client keeps until it is told others, so that each travels once; numbers
+hold for one round.
+
 Letters: O outputs (classes), D features, P = D + 1 coefficients of a linear model with bias.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmoe.data.federation import Floats
+from fedmoe.data.federation import Task
+from fedmoe.schema import InsightConfig
+
+# By name: what a part is, and its shape for a task.
+#   prior_mean: mean of the prior on a linear model's coefficients, bias last
+#   prior_ratio: noise variance over prior variance, sigma^2 / tau^2; larger pulls harder
+#   prototypes: mean input of each class over the federation; rows of unknown classes are 0
+#   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
+#   gaussian_basis: directions, one a column, in which clients tell how their classes spread
+#   expert: 1 + the expert of a mixture at which a client's prior begins and is held
+PARTS = (
+    "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis", "expert",
+)  # fmt: skip
+# What a number is:
+#   learning_rate: factor on the configured learning rate; factors of several policies multiply
+#   epochs: passes over the client's data in place of the configured ones
+NUMBERS = ("learning_rate", "epochs")
 
 
-@dataclass(frozen=True, kw_only=True)
+def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
+    """The shape that each part must have."""
+    features, outputs = task.num_features, task.num_outputs
+    return {
+        "prior_mean": (features + 1, outputs),
+        "prior_ratio": (),
+        "prototypes": (outputs, features),
+        "prototype_weight": (outputs,),
+        "expert": (),
+        "gaussian_basis": (features, min(config.rank, features)),
+    }
+
+
+@dataclass(frozen=True)
 class Guidance:
-    """Changes one client's local training; a part that is `None` changes nothing.
+    """Changes one client's local training; what is not there changes nothing.
 
     Attributes:
-        prior_mean: (P, O) mean of the prior on a linear model's coefficients, bias last.
-        prior_ratio: noise variance over prior variance, sigma^2 / tau^2; larger pulls harder.
-        prototypes: (O, D) mean input of each class over the federation; rows of unknown classes
-            are zero.
-        prototype_weight: (O,) weight of each class's rehearsal; 0 where there is no prototype.
+        parts: float32 arrays by name, one of `PARTS` each.
+        numbers: by name, one of `NUMBERS` each.
     """
 
-    prior_mean: Floats | None = None
-    prior_ratio: float = 0.0
-    prototypes: Floats | None = None
-    prototype_weight: Floats | None = None
+    parts: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The parts that are there, by name, as they travel."""
-        parts = {
-            "prior_mean": self.prior_mean,
-            "prior_ratio": None if self.prior_mean is None else np.float32(self.prior_ratio),
-            "prototypes": self.prototypes,
-            "prototype_weight": self.prototype_weight,
-        }
-        return {name: np.asarray(value) for name, value in parts.items() if value is not None}
+    def with_parts(self, parts: Mapping[str, NDArray[Any]]) -> "Guidance":
+        """The same with other parts; one that is equal stays the same object.
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Guidance":
-        """Put received guidance together.
+        What is the same object is not told again.
+        """
+        return Guidance(
+            {
+                name: self.parts[name]
+                if name in self.parts and np.array_equal(self.parts[name], new)
+                else new
+                for name, new in parts.items()
+            },
+            self.numbers,
+        )
+
+    def check(self, task: Task, config: InsightConfig) -> None:
+        """Refuse guidance that does not fit.
 
         Raises:
-            ValueError: an unknown part, or one that is not finite.
+            ValueError: an unknown part, one of a wrong shape, or one that is not finite; a number
+                that is unknown or no positive one.
         """
-        known = {"prior_mean", "prior_ratio", "prototypes", "prototype_weight"}
-        if unknown := set(arrays) - known:
+        shapes = part_shapes(task, config)
+        if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
             raise ValueError(f"guidance has unknown parts: {sorted(unknown)}")
-        for name, array in arrays.items():
+        for name, array in self.parts.items():
+            if array.shape != shapes[name]:
+                raise ValueError(
+                    f"guidance {name} has shape {array.shape}, expected {shapes[name]}"
+                )
             if not np.isfinite(array).all():
                 raise ValueError(f"guidance {name} is not finite")
-        return cls(
-            prior_mean=arrays.get("prior_mean"),
-            prior_ratio=float(arrays.get("prior_ratio", 0.0)),
-            prototypes=arrays.get("prototypes"),
-            prototype_weight=arrays.get("prototype_weight"),
-        )
+        for name, value in self.numbers.items():
+            if not 0 < value < np.inf or (name == "epochs" and value != int(value)):
+                kind = "a whole number" if name == "epochs" else "a finite number"
+                raise ValueError(f"guidance {name}={value}: must be {kind} above 0")

@@ -4,19 +4,25 @@
 conventions, so its stock strategies and ours understand the same clients.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedmoe.insight import Guidance, Insight
 from fedmoe.insight.insight import SCALARS, SCHEMA_VERSION, WHOLE, from_fields
 from fedmoe.messages.arrays import Numbers, Records, Stack, to_record
+from fedmoe.messages.seams import RecordType
 
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 INSIGHT = "insight"
 PAYLOAD = "payload"
-GUIDANCE = "guidance"
+GUIDANCE = "guidance"  # parts of it, arrays that a client keeps
+ADVICE = "advice"  # numbers of it, which hold for one round
 LOAD = "expert-load"  # how the experts are used: shares of samples, and mean probabilities
 EXPERTS = "experts"  # which experts of a mixture the arrays hold
 STRENGTHS = "strengths"  # validation losses by strength of a client's prior
@@ -30,8 +36,7 @@ SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"
 PRIOR_STRENGTH = "prior-strength"
-WANTED_PAYLOADS = "insight-payloads"  # names joined by commas; its presence asks for an insight
-PROTOTYPE_MIN_COUNT = "prototype-min-count"
+PAYLOADS = "payloads"  # names joined by commas, in a record `insight`, which asks for one
 _VERSION = "schema_version"
 
 
@@ -73,22 +78,52 @@ def get_insights(records: Records) -> Numbers | None:
     return numbers if all(numbers[name].dtype.kind == "i" for name in WHOLE) else None
 
 
-def guidance_record(guidance: Guidance) -> ArrayRecord | None:
-    """Guidance as arrays; `None` if it changes nothing."""
-    arrays = guidance.arrays()
-    return to_record(arrays) if arrays else None
+def insight_request(payloads: Sequence[str]) -> ConfigRecord:
+    """Ask a client for an insight with some payloads."""
+    return ConfigRecord({PAYLOADS: ",".join(payloads)})
 
 
-def get_guidance(content: RecordDict) -> Guidance | None:
-    """Read a message's guidance, or `None` if it has none.
+def wanted_payloads(content: RecordDict) -> tuple[str, ...] | None:
+    """Which payloads a message asks for; `None` if it asks for no insight.
 
     Raises:
-        ValueError: an unknown part, or one that is not finite.
+        ValueError: the record that asks is not as it must be.
     """
-    record = content.get(GUIDANCE)
-    if not isinstance(record, ArrayRecord):
+    record = content.get(INSIGHT)
+    if record is None:
         return None
-    return Guidance.from_arrays({name: array.numpy() for name, array in record.items()})
+    names = record.get(PAYLOADS) if isinstance(record, ConfigRecord) else None
+    if not isinstance(names, str):
+        raise ValueError(f"record {INSIGHT!r} must hold {PAYLOADS!r}, one text")
+    return tuple(filter(None, names.split(",")))
+
+
+def guidance_records(
+    parts: Mapping[str, NDArray[Any]], numbers: Mapping[str, float]
+) -> dict[str, RecordType]:
+    """Guidance as it travels; nothing if it changes nothing."""
+    records: dict[str, RecordType] = {}
+    if parts:
+        records[GUIDANCE] = to_record(parts)
+    if numbers:
+        records[ADVICE] = ConfigRecord(dict(numbers))
+    return records
+
+
+def get_guidance(content: RecordDict) -> Guidance:
+    """Read a message's guidance, which may be empty; whether it fits is to be checked.
+
+    Raises:
+        ValueError: something that is no array, or no number.
+    """
+    arrays, numbers = content.get(GUIDANCE, ArrayRecord()), content.get(ADVICE, ConfigRecord())
+    if not isinstance(arrays, ArrayRecord) or not isinstance(numbers, ConfigRecord):
+        raise ValueError("guidance must be arrays and numbers")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"guidance {name}={value!r}: must be a number")
+    parts = {name: array.numpy() for name, array in arrays.items()}
+    return Guidance(parts, {name: float(value) for name, value in numbers.items()})  # type: ignore[arg-type]
 
 
 def get_config(content: RecordDict) -> ConfigRecord:

@@ -1,4 +1,4 @@
-"""The MetaLearner, the records, and the experiment as a whole."""
+"""The records, when to stop, and the experiment as a whole."""
 
 from typing import Annotated, Literal
 
@@ -6,25 +6,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedmoe.schema.data import DataConfig
+from fedmoe.schema.insight import InsightConfig, MetaLearnerConfig
 from fedmoe.schema.model import ModelConfig
 from fedmoe.schema.partition import PartitionConfig
 from fedmoe.schema.runtime import RuntimeConfig
 from fedmoe.schema.strategy import StrategyConfig
 from fedmoe.schema.training import TrainingConfig
 from fedmoe.schema.types import STRICT, Count, NonNegative
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MetaLearnerConfig:
-    """What the MetaLearner makes of the insights.
-
-    Attributes:
-        policies: which kinds of guidance it gives; none gives a control without guidance.
-        prototype_strength: weight of the prototype losses at the client.
-    """
-
-    policies: tuple[Literal["prior", "prototypes"], ...]
-    prototype_strength: NonNegative
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -86,6 +74,7 @@ class ExperimentConfig:
     model: ModelConfig
     training: TrainingConfig
     strategy: StrategyConfig
+    insight: InsightConfig
     meta_learner: MetaLearnerConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
@@ -97,4 +86,15 @@ class ExperimentConfig:
             raise ValueError(
                 "stopping.patience and stopping.target are judged on validation data, "
                 "but data.validation_fraction is 0"
+            )
+        learner = self.meta_learner
+        if learner.hyperparameters is not None and self.data.validation_fraction == 0:
+            raise ValueError(
+                "meta_learner.hyperparameters is judged on validation data, but "
+                "data.validation_fraction is 0"
+            )
+        if learner.step_size is not None and self.training.optimizer != "sgd":
+            raise ValueError(
+                "meta_learner.step_size goes by steps along the gradient, but training.optimizer="
+                f"{self.training.optimizer} takes others; allowed: sgd"
             )

@@ -76,6 +76,47 @@ class FedAdamConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedYogiConfig(StrategyBase):
+    """Yogi at the server (arXiv 2003.00295).
+
+    Attributes:
+        eta, beta_1, beta_2, tau: as of `FedAdamConfig`.
+    """
+
+    name: Literal["fedyogi"]
+    eta: Positive
+    beta_1: Fraction
+    beta_2: Fraction
+    tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FedAdagradConfig(StrategyBase):
+    """Adagrad at the server (arXiv 2003.00295).
+
+    Attributes:
+        eta: server learning rate.
+        tau: adaptivity, added to the root of the sum of squares.
+    """
+
+    name: Literal["fedadagrad"]
+    eta: Positive
+    tau: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReptileConfig(StrategyBase):
+    """Reptile (arXiv 1803.02999): a step of the server towards the average.
+
+    Attributes:
+        epsilon: its length as a share of the way; 1 is FedAvg.
+    """
+
+    name: Literal["reptile"]
+    epsilon: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FedEmConfig(StrategyBase):
     """FedEM (arXiv 2108.10252): every client a mixture of its own of shared components.
 
@@ -190,19 +231,10 @@ class FedProtoConfig(StrategyBase):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class InsightConfig(StrategyBase):
-    """Insight exchange: no weights travel; the MetaLearner answers with guidance.
-
-    Attributes:
-        payloads: what a client adds to the scalars of its insight.
-        memory_rounds: rounds of insights kept; older ones are dropped.
-        prototype_min_count: a class with fewer samples at a client sends no prototype.
-    """
+class InsightExchangeConfig(StrategyBase):
+    """Insight exchange: no weights travel; the MetaLearner answers with guidance."""
 
     name: Literal["insight"]
-    payloads: tuple[Literal["prototypes", "statistics"], ...]
-    memory_rounds: Count
-    prototype_min_count: Count
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -234,6 +266,9 @@ StrategyConfig = Annotated[
     | FedAvgFineTuneConfig
     | FedProxConfig
     | FedAdamConfig
+    | FedYogiConfig
+    | FedAdagradConfig
+    | ReptileConfig
     | FedEmConfig
     | IfcaConfig
     | FedMoeConfig
@@ -241,7 +276,7 @@ StrategyConfig = Annotated[
     | DittoConfig
     | FedRepConfig
     | FedProtoConfig
-    | InsightConfig
+    | InsightExchangeConfig
     | StockConfig
     | CustomStrategyConfig,
     Field(discriminator="name"),

@@ -1,46 +1,9 @@
 """Strategies: one algorithm a file, chosen by the configuration."""
 
-import logging
-from collections.abc import Callable
-from difflib import get_close_matches
-from inspect import Parameter, signature
-from typing import Any
-
-import numpy as np
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
-
-from fedmoe.clients.algorithms import initial_shared, local_algorithm
-from fedmoe.data.drawing import hash_keys
-from fedmoe.data.federation import Task
-from fedmoe.errors import ConfigError
-from fedmoe.insight import Memory, MetaLearner
-from fedmoe.messages.words import LOSS
-from fedmoe.models import Parameters, build_model
-from fedmoe.models.heads import head_names, representation_width
-from fedmoe.registry import Registry
-from fedmoe.schema import (
-    CustomStrategyConfig,
-    DittoConfig,
-    ExperimentConfig,
-    FedAdamConfig,
-    FedAvgConfig,
-    FedAvgFineTuneConfig,
-    FedEmConfig,
-    FedMoeConfig,
-    FedProtoConfig,
-    FedProxConfig,
-    FedRepConfig,
-    IfcaConfig,
-    InsightConfig,
-    LocalConfig,
-    LocalGlobalConfig,
-    MoeConfig,
-    StockConfig,
-)
-from fedmoe.strategies.assignment import ExpertAssignment
-from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
+from fedmoe.strategies.base import StackedFedAvg
+from fedmoe.strategies.building import build_strategy, register
 from fedmoe.strategies.ditto import Ditto
+from fedmoe.strategies.fedadagrad import FedAdagrad
 from fedmoe.strategies.fedadam import FedAdam
 from fedmoe.strategies.fedavg import FedAvg
 from fedmoe.strategies.fedavg_finetune import FedAvgFineTune
@@ -49,13 +12,16 @@ from fedmoe.strategies.fedmoe import FedMoE
 from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
+from fedmoe.strategies.fedyogi import FedYogi
 from fedmoe.strategies.ifca import Ifca
-from fedmoe.strategies.insight import InsightExchange
+from fedmoe.strategies.insight import InsightExchange, Insights, with_insights
 from fedmoe.strategies.local import Local
 from fedmoe.strategies.local_global import LocalGlobal
+from fedmoe.strategies.reptile import Reptile
 
 __all__ = [
     "Ditto",
+    "FedAdagrad",
     "FedAdam",
     "FedAvg",
     "FedAvgFineTune",
@@ -64,155 +30,15 @@ __all__ = [
     "FedProto",
     "FedProx",
     "FedRep",
+    "FedYogi",
     "Ifca",
     "InsightExchange",
+    "Insights",
     "Local",
     "LocalGlobal",
+    "Reptile",
     "StackedFedAvg",
     "build_strategy",
     "register",
+    "with_insights",
 ]
-
-_LOG = logging.getLogger("fedmoe.strategies")
-
-Factory = Callable[..., Strategy]
-REGISTRY = Registry("strategy.factory", "strategy", "fedmoe.strategies.register")
-
-
-def register(name: str) -> Callable[[Factory], Factory]:
-    """Make a strategy of your own available as `strategy=custom strategy.factory=NAME`.
-
-    The factory is called with `strategy.options`, and with `seed` and `fraction_train` if it
-    takes them; it returns a Flower message strategy, best a subclass of `StackedFedAvg`.
-    """
-    return REGISTRY.add(name)
-
-
-def build_strategy(
-    config: ExperimentConfig, task: Task, meta_learner: MetaLearner | None = None
-) -> Strategy:
-    """The strategy that the configuration names.
-
-    Args:
-        config: the experiment.
-        task: what is to be learnt.
-        meta_learner: of insight exchange; by default one as configured.
-
-    Raises:
-        ConfigError: an unknown class or factory, or options that it does not take.
-    """
-    chosen = config.strategy
-    common: dict[str, Any] = {"seed": config.seed, "fraction_train": chosen.fraction_train}
-    if isinstance(chosen, InsightConfig):
-        if meta_learner is None:
-            meta_learner = MetaLearner(config.meta_learner, Memory(chosen.memory_rounds))
-        return InsightExchange(chosen, meta_learner, task, seed=config.seed)
-    if isinstance(chosen, FedProtoConfig):
-        model = build_model(config.model, task, config.seed)
-        return FedProto(task, representation_width(model, task), **common)
-    if isinstance(chosen, StockConfig):
-        # Asking for two nodes, as Flower's defaults do, waits for ever where there is one.
-        extra = {**ONE_IS_ENOUGH, "fraction_train": chosen.fraction_train, "train_loss_key": LOSS}
-        return _construct(_stock_class(chosen.class_name), chosen.options, extra)
-    if isinstance(chosen, CustomStrategyConfig):
-        return _construct(REGISTRY.find(chosen.factory), chosen.options, common)
-    return _OURS[type(chosen)](**_server_options(config, task), **common)
-
-
-# What a strategy's file calls for; the client's side of each is in `fedmoe.clients.algorithms`.
-_OURS: dict[type, Factory] = {
-    LocalConfig: Local,
-    FedAvgConfig: FedAvg,
-    FedAvgFineTuneConfig: FedAvgFineTune,
-    FedProxConfig: FedProx,
-    FedAdamConfig: FedAdam,
-    FedEmConfig: FedEm,
-    FedMoeConfig: FedMoE,
-    IfcaConfig: Ifca,
-    LocalGlobalConfig: LocalGlobal,
-    DittoConfig: Ditto,
-    FedRepConfig: FedRep,
-}
-
-
-def _server_options(config: ExperimentConfig, task: Task) -> dict[str, Any]:
-    """What a strategy's server-side class takes besides seed and sampling."""
-    chosen = config.strategy
-    if isinstance(chosen, FedProxConfig):
-        return {"proximal_mu": chosen.proximal_mu}
-    if isinstance(chosen, FedAdamConfig):
-        return {name: getattr(chosen, name) for name in ("eta", "beta_1", "beta_2", "tau")}
-    if isinstance(chosen, FedMoeConfig):
-        strengths = chosen.strengths if chosen.gate == "prior" else chosen.strengths[:1]
-        return {
-            "warm_up_rounds": chosen.warm_up_rounds,
-            "strengths": strengths,
-            "assignment": _assignment(config, chosen),
-            **_parting(config, chosen, task),
-        }
-    if isinstance(chosen, IfcaConfig):
-        return {
-            "starts": _starts(config, chosen, task),
-            "restart_rounds": chosen.restart_rounds,
-        }
-    return {}
-
-
-def _parting(config: ExperimentConfig, chosen: FedMoeConfig, task: Task) -> dict[str, Any]:
-    """Which of the experts' parameters part slowly; experts that begin at random do not."""
-    if chosen.body_half_life is None or not chosen.warm_up_rounds:
-        return {}
-    model = local_algorithm(chosen).build(config.model, task, config.seed)
-    heads = head_names(model)
-    experts = {name for name, _ in model.named_parameters() if name.startswith("experts.")}
-    return {"body": frozenset(experts - heads), "body_half_life": chosen.body_half_life}
-
-
-def _assignment(config: ExperimentConfig, chosen: FedMoeConfig) -> ExpertAssignment | None:
-    """Who holds which experts, where clients have no room for all."""
-    if chosen.experts_per_client is None:
-        return None
-    model = config.model
-    count = model.num_experts if isinstance(model, MoeConfig) else chosen.num_experts
-    return ExpertAssignment(count, chosen.experts_per_client, chosen.assignment, config.seed)
-
-
-def _starts(config: ExperimentConfig, chosen: IfcaConfig, task: Task) -> list[Parameters]:
-    """Further models to begin with, from seeds that no other experiment begins with."""
-    trials = chosen.restarts * chosen.restart_rounds
-    if chosen.restarts > 1 and trials > config.rounds:
-        _LOG.warning(
-            "strategy.restarts=%d of %d rounds each take %d rounds, but rounds=%d: the best start "
-            "will not be chosen", chosen.restarts, chosen.restart_rounds, trials, config.rounds,
-        )  # fmt: skip
-    seeds = hash_keys(config.seed, np.arange(1, chosen.restarts)) >> np.uint64(1)
-    return [initial_shared(config, task, seed) for seed in seeds.tolist()]
-
-
-def _stock_class(name: str) -> Factory:
-    """A strategy of Flower's that averages weights.
-
-    Its wrappers (differential privacy) take another strategy, and its FedXgb ones take trees.
-    """
-    known = {
-        one: cls
-        for one, cls in vars(flower).items()
-        if isinstance(cls, type) and issubclass(cls, flower.FedAvg) and "Xgb" not in one
-    }
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        allowed = ", ".join(sorted(known))
-        raise ConfigError(f"strategy.class_name={name}: no such strategy; {hint}Allowed: {allowed}")
-    return known[name]
-
-
-def _construct(factory: Factory, options: dict[str, Any], extra: dict[str, Any]) -> Strategy:
-    """Build a strategy from what the user gave, and those of our extras that it can take."""
-    known = signature(factory).parameters
-    takes_all = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
-    taken = {name: value for name, value in extra.items() if takes_all or name in known}
-    try:
-        return factory(**{**taken, **options})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"strategy.options={options}: {error}") from error

@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedmoe.data.federation import Ints
 from fedmoe.errors import RunError
 from fedmoe.messages import words
 from fedmoe.messages.arrays import lazy_record
@@ -80,8 +81,10 @@ class StackedFedAvg(FedAvg):
         if not nodes:
             raise RunError("no client is connected")
         count = max(1, self.min_train_nodes, int(len(nodes) * self.fraction_train))
-        if count >= len(nodes):
-            return nodes
+        return nodes if count >= len(nodes) else self.choose(server_round, nodes, count)
+
+    def choose(self, server_round: int, nodes: Sequence[int], count: int) -> Sequence[int]:
+        """Draw `count` of more nodes; they keep their order."""
         generator = np.random.default_rng([self.seed, server_round])
         chosen = np.sort(generator.choice(len(nodes), size=count, replace=False))
         return [nodes[index] for index in chosen.tolist()]
@@ -113,6 +116,14 @@ class StackedFedAvg(FedAvg):
 
     def personal_records(self, nodes: Sequence[int]) -> list[Mapping[str, RecordType]] | None:
         """What each node is sent besides the weights and settings; `None` for nothing."""
+        del nodes
+        return None
+
+    def known_clusters(self, nodes: Sequence[int]) -> Ints | None:
+        """Which nodes' data follow one rule, (N,), as far as somebody has found out; else `None`.
+
+        Clusters are counted from 0; -1 is for a node that is in none.
+        """
         del nodes
         return None
 

@@ -40,6 +40,7 @@ class FedMoE(ExpertAveraging):
 
     Attributes:
         warm_up_rounds: rounds in which all clients train one model; 0 starts with all experts.
+            Fewer where the clients' clusters are known before.
         strengths: S of the clients' priors to choose among, in samples; a single one is kept.
         strength: the one that holds.
         body: names of the parameters that the experts part with slowly, if at all.
@@ -93,18 +94,21 @@ class FedMoE(ExpertAveraging):
         if self.split:
             share = share_of_mean(self._round - self.warm_up_rounds, self.body_half_life)
             return pull_together(merged, self.body, share)
-        if self._round < self.warm_up_rounds:
+        clusters = self.known_clusters(replies.nodes)
+        if clusters is None and self._round < self.warm_up_rounds:
             return merged
-        self.split = True
+        self.split, self.warm_up_rounds = True, self._round
         experts = [name for name in merged if name.startswith("experts.")]
         trained = replies.arrays(self.arrayrecord_key)
         seeded = seed_experts(
             {name: merged[name][0] for name in experts},
             {name: trained[name][:, 0] for name in experts},
-            self.weights(replies), len(merged[experts[0]]), self.seed,
+            self.weights(replies), len(merged[experts[0]]), self.seed, clusters,
         )  # fmt: skip
         if self.assignment is not None:  # nothing fits a client better than its own model
-            self.assignment.presume(replies.nodes, self._round, seeded.cluster_C)
+            known = np.flatnonzero(seeded.cluster_C >= 0)
+            nodes = [replies.nodes[place] for place in known.tolist()]
+            self.assignment.presume(nodes, self._round, seeded.cluster_C[known])
         return {**merged, **seeded.experts}
 
     def _choose_strength(self, replies: Replies) -> None:

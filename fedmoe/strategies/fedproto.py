@@ -28,7 +28,7 @@ from typing_extensions import override
 
 from fedmoe.data.federation import Task
 from fedmoe.errors import ReplyError
-from fedmoe.insight.insight import MAX_MAGNITUDE
+from fedmoe.insight.payloads.base import MAX_MAGNITUDE
 from fedmoe.messages import words
 from fedmoe.messages.array_checks import check_arrays
 from fedmoe.messages.arrays import Signature, Stack, from_record, lazy_record

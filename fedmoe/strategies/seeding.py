@@ -28,7 +28,7 @@ class Seeds(NamedTuple):
 
     Attributes:
         experts: E models, (E, ...) by name.
-        cluster_C: whose mean local model each is: the expert of each client.
+        cluster_C: whose mean local model each is: the expert of each client; -1 for none.
     """
 
     experts: Parameters
@@ -41,6 +41,7 @@ def seed_experts(
     weight_C: NDArray[np.float64],
     num_experts: int,
     seed: int,
+    cluster_C: NDArray[np.int64] | None = None,
 ) -> Seeds:
     """E models to begin with.
 
@@ -50,12 +51,15 @@ def seed_experts(
         weight_C: the clients' weights in the mean of their cluster.
         num_experts: E; with fewer clients, several experts begin alike.
         seed: of the clustering.
+        cluster_C: the clients' clusters, where they are known; -1 for a client in none. By
+            default those of the directions of the clients' updates.
     """
     clients = len(weight_C)
-    moved = [(trained[name] - value).reshape(clients, -1) for name, value in average.items()]
-    cluster_C = cluster_directions(torch.cat(moved, dim=1), num_experts, seed)
-    member_EC = torch.zeros(num_experts, clients, dtype=torch.float64)
-    member_EC[torch.from_numpy(cluster_C), torch.arange(clients)] = torch.from_numpy(weight_C)
+    if cluster_C is None:
+        moved = [(trained[name] - value).reshape(clients, -1) for name, value in average.items()]
+        cluster_C = cluster_directions(torch.cat(moved, dim=1), num_experts, seed)
+    is_member_EC = torch.arange(num_experts).unsqueeze(1) == torch.from_numpy(cluster_C)
+    member_EC = is_member_EC * torch.from_numpy(weight_C)
     share_EC = member_EC / member_EC.sum(dim=1, keepdim=True).clamp_min(1e-30)
     missing = member_EC.sum(dim=1) == 0
     share_EC[missing] = torch.from_numpy(weight_C / weight_C.sum())

@@ -54,14 +54,16 @@ def _is_constant(values: Sequence[Any]) -> bool:
     first = values[0]
     return (
         type(first) in (int, float, str, bool, NoneType)
-        and all(type(value) is type(first) for value in values)
         and values.count(first) == len(values)
+        and len(set(map(type, values))) == 1
     )
 
 
 def _encoded_column(values: Sequence[Any]) -> list[str]:
-    if not values or not all(type(value) in (int, float, NoneType) for value in values):
-        return [to_json(value) for value in values]
+    if not values or not set(map(type, values)) <= {int, float, NoneType}:
+        distinct = {id(value): value for value in values}  # one object may stand in many lines
+        encoded = {key: to_json(value) for key, value in distinct.items()}
+        return [encoded[id(value)] for value in values]
     return to_json(values)[1:-1].split(", ")
 
 

@@ -14,6 +14,7 @@ from fedmoe.data.federation import Ints, Task
 from fedmoe.models.base import Parameters, stacked_forward
 from fedmoe.models.moe import MixtureOfExperts, Said
 from fedmoe.models.written import kernel_of
+from fedmoe.training.calibration import BINS, calibration_error, calibration_gaps
 from fedmoe.training.chunks import sample_chunks
 from fedmoe.training.losses import sample_loss
 from fedmoe.training.pool import Pool
@@ -30,12 +31,15 @@ class Evaluation(NamedTuple):
         accuracy_C: share of correct classes; `None` for regression.
         uncertainty_C: predictive uncertainty: mean entropy of the predicted classes over
             log O, in [0, 1]; for regression the root mean squared error.
+        calibration_error_C: see `fedmoe.training.calibration`; 0 for regression, and where it
+            was not asked for.
     """
 
     count_C: Ints
     loss_C: Tensor
     accuracy_C: Tensor | None
     uncertainty_C: Tensor
+    calibration_error_C: Tensor
 
 
 @torch.no_grad()
@@ -48,6 +52,7 @@ def evaluate_cohort(
     count_C: Ints,
     cohort_size: int,
     watch: RouterWatch | None = None,
+    calibration: bool = False,
 ) -> Evaluation:
     """Score each client's model on its own rows.
 
@@ -60,10 +65,13 @@ def evaluate_cohort(
         count_C: how many of them are real.
         cohort_size: most clients stacked at once.
         watch: is shown what the router does, if there is one.
+        calibration: whether to compare confidence with accuracy, which takes time.
     """
     predict = _predictions(model, watch is not None)
     shared = all(len(value) == 1 for value in params.values())
     totals_3C = pool.x_ND.new_zeros(3, len(count_C))
+    calibration = calibration and task.kind == "classification"
+    gap_CM = totals_3C.new_zeros(len(count_C), BINS if calibration else 0)
     own = {name: value.to(pool.device) for name, value in params.items()}
     if not shared:  # what all have the same may stand beside what is each one's own
         own = {name: p.expand(len(count_C), *p.shape[1:]) for name, p in own.items()}
@@ -76,15 +84,19 @@ def evaluate_cohort(
         scores_3Cn = _sample_scores(task, said.y_COB, target).view(3, *real_Cn.shape)
         # Padding is somebody else's sample, and may hold anything: 0 times NaN is not 0.
         totals_3C[:, index] = scores_3Cn.where(real_Cn, 0.0).sum(dim=2)
+        if calibration:
+            y_COn = _by_client(said.y_COB, real_Cn.shape[1])
+            gap_CM[index] = calibration_gaps(y_COn, scores_3Cn[1], real_Cn)
         if watch is not None and said.routing is not None:
             error_Cn = scores_3Cn[0] if task.kind == "regression" else 1 - scores_3Cn[1]
             target = target.view(*real_Cn.shape, *target.shape[2:])
             watch.see(chosen, said.routing, said.answers, target, real_Cn, error_Cn)
     size_C = torch.from_numpy(np.maximum(count_C, 1)).to(totals_3C)
     loss_C, correct_C, uncertainty_C = totals_3C / size_C
+    error_C = calibration_error(gap_CM, size_C)
     if task.kind == "regression":
-        return Evaluation(count_C, loss_C, None, loss_C.sqrt())
-    return Evaluation(count_C, loss_C, correct_C, uncertainty_C)
+        return Evaluation(count_C, loss_C, None, loss_C.sqrt(), error_C)
+    return Evaluation(count_C, loss_C, correct_C, uncertainty_C, error_C)
 
 
 def _predictions(model: nn.Module, watched: bool) -> Callable[[Parameters, Tensor], Said]:
@@ -101,6 +113,12 @@ def _predictions(model: nn.Module, watched: bool) -> Callable[[Parameters, Tenso
         return Said(output.y.mT, output.routing, output.answers)
 
     return by_module
+
+
+def _by_client(y_COB: Tensor, n: int) -> Tensor:
+    """(C, O, n) answers, of clients that were one batch too."""
+    y_1OCn = y_COB.reshape(*y_COB.shape[:2], -1, n)
+    return y_1OCn.transpose(1, 2).flatten(0, 1)
 
 
 def _sample_scores(task: Task, y_COB: Tensor, target: Tensor) -> Tensor:

@@ -30,12 +30,13 @@ def fit_prior(
     *,
     iterations: int,
     pseudo_count: float | Tensor,
+    centre_CE: Tensor | None = None,
 ) -> Tensor:
     """Each client's log prior that best explains its samples, by generalised EM.
 
-    With pi = softmax(b) and a symmetric Dirichlet over pi that counts as a samples spread evenly,
-    b_e <- b_e + log((a / E + sum_i q_ie) / (a pi_e + sum_i g_ie)). Where the gate knows nothing
-    of x, this is pi_e = (a / E + sum_i q_ie) / (a + n), FedEM's mean posterior (equation 6) but
+    With pi = softmax(b) and a Dirichlet over pi that counts as a samples shared out as m,
+    b_e <- b_e + log((a m_e + sum_i q_ie) / (a pi_e + sum_i g_ie)). Where the gate knows nothing
+    of x, this is pi_e = (a m_e + sum_i q_ie) / (a + n), FedEM's mean posterior (equation 6) but
     for a. Where the gate does know, it moves the mean gate towards the mean posterior. It rests
     where the gradient of log-likelihood plus log density of the Dirichlet by b is 0.
 
@@ -45,17 +46,18 @@ def fit_prior(
         prior_CE: to start from.
         weight_CB: 1 for a sample, 0 for padding.
         iterations: EM steps, at least 0.
-        pseudo_count: a, above 0; a large one holds the prior at 1 / E. One, or (C, 1).
+        pseudo_count: a, above 0; a large one holds the prior at m. One, or (C, 1).
+        centre_CE: m, each above 0, of sum 1; even shares, 1 / E, by default.
 
     Returns:
         (C, E) log prior that sums to 1 as a distribution.
     """
     weight_C1B = weight_CB.unsqueeze(1)
-    even = pseudo_count / prior_CE.shape[1]
+    centre = 1 / prior_CE.shape[1] if centre_CE is None else centre_CE
     for _ in range(iterations):
         gate_CEB = (gate_logits_CEB + prior_CE.unsqueeze(2)).softmax(dim=1)
         q_CEB = posterior(log_likelihood_CEB, gate_logits_CEB, prior_CE)
-        found_CE = (q_CEB * weight_C1B).sum(dim=2) + even
+        found_CE = (q_CEB * weight_C1B).sum(dim=2) + pseudo_count * centre
         held_CE = (gate_CEB * weight_C1B).sum(dim=2) + pseudo_count * prior_CE.softmax(dim=1)
         prior_CE = prior_CE + (found_CE / held_CE).log()
     return prior_CE.log_softmax(dim=1)

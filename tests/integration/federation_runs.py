@@ -33,7 +33,14 @@ RUNS: dict[str, list[str]] = {
     "fedprox": [*CLASSES, "strategy=fedprox", "strategy.proximal_mu=0.5"],
     "fedadam": [*CLASSES, "strategy=fedadam"],
     "insight": [*REGRESSION, "strategy=insight"],
-    "insight-prototypes": [*CLASSES, "strategy=insight", "strategy.memory_rounds=2"],
+    "insight-prototypes": [*CLASSES, "strategy=insight", "insight.memory_rounds=2"],
+    "guided-insights": [  # weights travel, and insights besides
+        *CLASSES, "strategy=fedavg", "meta_learner=prototypes", "strategy.fraction_train=0.5",
+        "insight.memory_rounds=2",
+    ],
+    "guided-adam-insights": [
+        *CLASSES, "strategy=fedadam", "meta_learner=prototypes", "insight.payloads=[scalars]",
+    ],
     "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=[3]", "strategy=fedavg"],
     "fedem": [*MIXTURE, "model=linear", "strategy=fedem", "strategy.fraction_train=0.5"],
     "ifca": [  # cut and resumed in the middle of its trials, and after them
@@ -64,6 +71,12 @@ RUNS: dict[str, list[str]] = {
     ],
     "sampled": [*CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5"],
     "sampled-insight": [*REGRESSION, "strategy=insight", "strategy.fraction_train=0.5"],
+    "policies": [
+        *CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5",
+        "meta_learner=[step_size,hyperparameters,selection]", "meta_learner.step_size.per=client",
+        "meta_learner.hyperparameters.epochs=[1,3]",
+    ],
+    "reptile": [*CLASSES, "strategy=reptile"],
     "fedavg-finetune": [*CLASSES, "strategy=fedavg_finetune"],
     "ditto": [
         *CLASSES, "strategy=ditto", "training.reset_optimizer=false", "strategy.fraction_train=0.5",
@@ -134,10 +147,10 @@ def without_seconds(checkpoint: Checkpoint) -> dict[str, Any]:
 def own_parts() -> Any:
     """The module `examples/own_parts.py`, imported without leaving its parts registered."""
     path = Path(__file__).parents[2] / "examples" / "own_parts.py"
-    before = dict(models.REGISTRY.factories), dict(strategies.REGISTRY.factories)
+    before = dict(models.REGISTRY.factories), dict(strategies.building.REGISTRY.factories)
     spec = importlib.util.spec_from_file_location("own_parts", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    models.REGISTRY.factories, strategies.REGISTRY.factories = before
+    models.REGISTRY.factories, strategies.building.REGISTRY.factories = before
     return module

@@ -88,7 +88,7 @@ def cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
-    del models.REGISTRY.factories["fragile"], strategies.REGISTRY.factories["momentum"]
+    del models.REGISTRY.factories["fragile"], strategies.building.REGISTRY.factories["momentum"]
 
 
 def config_of(trap: Path, *words: str) -> ExperimentConfig:
@@ -156,6 +156,12 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ["strategy=local_global", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=insight"],
+        [
+            "strategy=reptile",
+            "meta_learner=[step_size,hyperparameters,selection]",
+            "strategy.fraction_train=0.7",
+        ],
+        ["meta_learner=prototypes", "strategy=fedavg"],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
         ["strategy=fedproto", "training.reset_optimizer=false"],

@@ -32,6 +32,7 @@ from fedmoe.config import load_config
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.models import parameters_of
 from fedmoe.models.base import as_output
+from fedmoe.schema import MetaLearnerConfig
 from fedmoe.simulate import main
 
 CONF = Path(fedmoe.__file__).parent / "conf"
@@ -376,7 +377,7 @@ def test_a_meta_learner_learns_from_the_clients_insights() -> None:
     assert server.meta_learner is learner
     assert len(server.memory) == 25
     assert [one["round"] for one in learner.history] == [1, 2, 3, 4, 5]
-    assert "prior_mean" in learner.guidance(0).arrays()
+    assert "prior_mean" in learner.guidance(0).parts
     assert_same_run(path_of(server), simulated("command", *RUNS["insight"], "rounds=5"))
 
 
@@ -413,8 +414,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "model=linear: experts and routers are for model=moe",
     ),
     "strategy": (
-        {"meta_learner": MetaLearner(), "overrides": ["strategy=fedavg"]},
-        "strategy=fedavg: a MetaLearner is for strategy=insight",
+        {
+            "meta_learner": MetaLearner(MetaLearnerConfig()),
+            "overrides": ["strategy=stock", "strategy.class_name=FedMedian"],
+        },
+        "strategy=stock: meta_learner and insight.payloads go with fedmoe's own strategies",
     ),
     "composed": (
         {"config": load_config(), "overrides": ["rounds=3"]},

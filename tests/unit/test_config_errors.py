@@ -9,7 +9,7 @@ from fedmoe.config import load_config
 from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import ConfigError
 
-TOP = "Allowed: data, evaluate_every, meta_learner, model, name, partition, resume, rounds"
+TOP = "Allowed: data, evaluate_every, insight, meta_learner, model, name, partition, resume, rounds"
 TRAINING = "Allowed in training: batch_size, cohort_size, device, epochs, learning_rate, momentum"
 
 MISTAKES = [
@@ -41,6 +41,22 @@ MISTAKES = [
         "partition=quantity. Allowed in partition: min_samples, name, num_clients",
     ),
     (["model.num_experts=1"], "model.num_experts=1: no such key; it belongs to model=moe. Allowed"),
+    # a policy that may be absent
+    (
+        ["strategy=insight", "meta_learner.prototypes.strength=-1"],
+        "meta_learner.prototypes.strength=-1: must be greater than or equal to 0",
+    ),
+    (
+        ["meta_learner=prototypes", "meta_learner.prototypes.strenth=1"],
+        "meta_learner.prototypes.strenth=1: no such key; did you mean "
+        "meta_learner.prototypes.strength? Allowed in meta_learner.prototypes: of, strength",
+    ),
+    (
+        ["meta_learner.prototypes.strength=1"],
+        "meta_learner.prototypes.strength=1: no such key; it belongs to meta_learner=prototypes. "
+        "Allowed in meta_learner: nothing",
+    ),
+    (["meta_learner=[prior,x]"], "meta_learner=[prior,x]: no such option; Allowed: exp"),
     # a group within a group
     (["model.router.top_k=1"], "model.router.top_k=1: no such key; it belongs to model=moe. All"),
     (["model/router=prior"], "model/router=prior: it belongs to model=moe"),
@@ -79,7 +95,7 @@ MISTAKES = [
     (["experiment=insigt"], "experiment=insigt: no such option; did you mean insight? Allowed: "),
     (
         ["+experiment=[moe,x]"],
-        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadam",
+        "+experiment=[moe,x]: no such option; Allowed: ditto, fedad",
     ),
     (["hydra/launcher=nope"], "hydra/launcher=nope: no such option; Allowed: basic"),
     (["model.name=mpl"], "model.name=mpl: no such option; did you mean mlp? Allowed: custom, lin"),
@@ -130,6 +146,23 @@ MISTAKES = [
     (["~training.epochs"], "training.epochs: missing; choose the option with training=..."),
     (["~model"], "model: missing"),
     (["~model.name"], "model.name: missing; choose the option with model=..."),
+    # policies
+    (
+        ["meta_learner=step_size", "training=adam"],
+        "meta_learner.step_size goes by steps along the gradient, but training.optimizer=adam",
+    ),
+    (
+        ["meta_learner=hyperparameters", "data.validation_fraction=0"],
+        "meta_learner.hyperparameters is judged on validation data, but data.validation_fraction",
+    ),
+    (
+        ["meta_learner=selection", "meta_learner.selection.kind=best"],
+        "meta_learner.selection.kind=best: must be oort, power_of_choice or uniform",
+    ),
+    (
+        ["meta_learner=hyperparameters", "meta_learner.hyperparameters.learning_rates=[1.0,0]"],
+        "meta_learner.hyperparameters.learning_rates=[1.0,0]: must be greater than 0",
+    ),
 ]
 
 

@@ -16,7 +16,12 @@ from fedmoe.data import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.models import Expert, MixtureOfExperts, Router, build_model, router_table
-from fedmoe.schema import InsightConfig, MetaLearnerConfig, MoeConfig
+from fedmoe.schema import (
+    InsightExchangeConfig,
+    MetaLearnerConfig,
+    MoeConfig,
+    PrototypesPolicyConfig,
+)
 
 ROUTERS = sorted(
     path.stem for path in (Path(fedmoe.__file__).parent / "conf/model/router").glob("*.yaml")
@@ -51,9 +56,8 @@ def test_a_router_of_ones_own_cannot_be_written_down() -> None:
 def test_parts_change_nothing_else() -> None:
     config = load_config(["model=moe", "strategy=insight", "training.epochs=3"])
     assert Parts().written_into(config) is config
-    learner = MetaLearner(
-        MetaLearnerConfig(policies=("prototypes",), prototype_strength=0.5), Memory(7)
-    )
+    policies = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=0.5, of="cluster"))
+    learner = MetaLearner(policies, Memory(7, 2000))
     written = Parts(
         num_clients=6, experts=Expert(0, hidden=[8]).times(2), router=Router(num_experts=2),
         meta_learner=learner,
@@ -61,8 +65,8 @@ def test_parts_change_nothing_else() -> None:
     expected = [
         "model=moe", "strategy=insight", "training.epochs=3", "partition.num_clients=6",
         "model.num_experts=2", "model.hidden=[8]", "model.router.top_k=2",
-        "meta_learner.policies=[prototypes]", "meta_learner.prototype_strength=0.5",
-        "strategy.memory_rounds=7",
+        "meta_learner=prototypes", "meta_learner.prototypes.strength=0.5",
+        "insight.memory_rounds=7", "insight.memory_bytes=2000",
     ]  # fmt: skip
     assert written == load_config(expected)
 
@@ -74,14 +78,13 @@ def test_a_router_alone_says_how_many_experts() -> None:
 
 def test_what_goes_without_saying_is_weaker_than_what_is_said() -> None:
     learner = Parts(meta_learner=MetaLearner())
-    assert isinstance(composed([], {}, learner).strategy, InsightConfig)
-    with pytest.raises(ConfigError, match="strategy=local: a MetaLearner is for strategy=insight"):
-        composed(["strategy=local"], {}, learner)
-    with pytest.raises(ConfigError, match="strategy=local: a MetaLearner is for strategy=insight"):
-        composed([], {"strategy": "local"}, learner)
-    words = ["strategy=insight", "strategy.prototype_min_count=9"]
-    strategy = composed(words, {}, learner).strategy
-    assert isinstance(strategy, InsightConfig) and strategy.prototype_min_count == 9
+    assert isinstance(composed([], {}, learner).strategy, InsightExchangeConfig)
+    for config in (
+        composed(["strategy=local"], {}, learner), composed([], {"strategy": "local"}, learner)
+    ):  # fmt: skip
+        assert config == load_config(["strategy=local", "meta_learner=[prior,prototypes]"])
+    words = ["strategy=insight", "insight.min_count=9"]
+    assert composed(words, {}, learner).insight.min_count == 9
 
 
 def layer(num_features: int, num_outputs: int, bias: bool = True) -> nn.Module:

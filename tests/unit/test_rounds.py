@@ -434,28 +434,23 @@ def test_a_stock_strategy_that_wants_more_replies() -> None:
 class Reporting(StackedFedAvg):
     """Leaves something that looks like insights."""
 
-    @dataclasses.dataclass
-    class Note:
-        round: int
-
-        def as_json(self) -> dict[str, int]:
-            return {"round": self.round}
-
     def __init__(self) -> None:
         super().__init__()
-        self.new_insights: list[Reporting.Note] = []
+        self.insight_lines: dict[str, list[int]] = {}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        self.new_insights = [self.Note(server_round)]
+        self.insight_lines = {"round": [server_round, server_round]}
         return super().aggregate_train(server_round, replies)
 
 
 def test_a_void_round_has_no_insights() -> None:
     script = Script(spoil=failing(*range(5), rounds=[2]))
     ran = run(script, Reporting(), rounds=3)
-    assert [record.insights for record in ran.records] == [[{"round": 1}], [], [{"round": 3}]]
+    lines = [record.insights for record in ran.records]
+    assert lines == [{"round": [1, 1]}, {}, {"round": [3, 3]}]
+    assert ran.loop.standing.insights == 4
 
 
 # ------------------------------------------------------------------------------ strategies

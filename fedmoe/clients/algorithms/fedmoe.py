@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fedmoe.clients.job import Job
 
 _ITERATIONS = 5  # EM steps a round; they go on from the last round's prior
+_GUIDED = 0.9  # of a prior's centre is the guided expert's; the rest is shared evenly
 _GATE = frozenset({"router.weight", "router.bias"})
 # Under which the optimiser's state is kept as long as the gate is not trained: a state has rows
 # for what it moves, so that the momentum of experts begins anew when the gate joins them.
@@ -182,10 +183,23 @@ class FedMoE(LocalAlgorithm):
         prior_CM = fit_prior(
             found.log_likelihood_CEn, found.gate_logits_CEn, start_CM, found.real_Cn,
             iterations=_ITERATIONS, pseudo_count=job.request.settings.prior_strength,
+            centre_CE=self._centre(job, params),
         )  # fmt: skip
         if job.experts is None:
             return prior_CM
         return prior_CM + params[PRIOR].logsumexp(dim=-1, keepdim=True)
+
+    def _centre(self, job: "Job", params: Parameters) -> Tensor | None:
+        """(C, M) where priors are held: at the expert that guidance names; `None` for even shares.
+
+        So is that of a client which was told of none, or of one that it was not sent.
+        """
+        expert_C = job.guided("expert")
+        if expert_C is None:
+            return None
+        own_CM = job.expert_index(params) + 1 == expert_C.unsqueeze(1)
+        share_C1 = _GUIDED * own_CM.any(dim=1, keepdim=True)
+        return share_C1 * own_CM + (1 - share_C1) / own_CM.shape[1]
 
     @property
     def _may_lack_experts(self) -> bool:
@@ -207,11 +221,13 @@ class FedMoE(LocalAlgorithm):
             return
         held_out = gather_evidence(job, params, "validation")
         each = len(strengths)
+        centre_CM = self._centre(job, params)
         strength_SC = torch.tensor(strengths).to(found.real_Cn).repeat_interleave(count)
         priors = fit_prior(
             found.log_likelihood_CEn.repeat(each, 1, 1), found.gate_logits_CEn.repeat(each, 1, 1),
             params[PRIOR].repeat(each, 1), found.real_Cn.repeat(each, 1),
             iterations=_ITERATIONS, pseudo_count=strength_SC.unsqueeze(1),
+            centre_CE=None if centre_CM is None else centre_CM.repeat(each, 1),
         )  # fmt: skip
         gate = held_out.gate_logits_CEn + priors.view(each, count, -1, 1)
         joint = gate.log_softmax(dim=2) + held_out.log_likelihood_CEn

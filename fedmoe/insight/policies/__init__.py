@@ -1,12 +1,23 @@
-"""What the MetaLearner can make of insights: one kind of guidance a file."""
+"""What the MetaLearner can make of insights: one policy a file."""
 
-from collections.abc import Callable
+from typing import Any
 
-from fedmoe.insight.guidance import Guidance
-from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies import prior, prototypes
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.base import Policy, Setting
+from fedmoe.insight.policies.expert_assignment import ExpertAssignment
+from fedmoe.insight.policies.hyperparameters import Hyperparameters
+from fedmoe.insight.policies.prior import Prior
+from fedmoe.insight.policies.prototypes import Prototypes
+from fedmoe.insight.policies.selection import Selection
+from fedmoe.insight.policies.step_size import StepSize
 
-Policy = Callable[[Memory, MetaLearnerConfig, Guidance], Guidance]
+__all__ = ["POLICIES", "Policy", "Setting"]
 
-POLICIES: dict[str, Policy] = {"prior": prior.apply, "prototypes": prototypes.apply}
+# By the key of `MetaLearnerConfig`, in the order in which they learn.
+POLICIES: dict[str, Any] = {
+    "prior": Prior,
+    "prototypes": Prototypes,
+    "expert_assignment": ExpertAssignment,
+    "step_size": StepSize,
+    "hyperparameters": Hyperparameters,
+    "selection": Selection,
+}

@@ -14,14 +14,16 @@ that is learned here. One rho is shared by all coefficients and outputs.
 Letters: K clients, P coefficients (bias last), O outputs, N samples of all clients.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.base import Policy
+from fedmoe.schema import PriorPolicyConfig
 
 Doubles = NDArray[np.float64]
 
@@ -49,9 +51,17 @@ class EmpiricalBayes:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All clients' sufficient statistics in each one's own eigenbasis A_k = U diag(s) U'."""
+    """All clients' sufficient statistics in each one's own eigenbasis A_k = U diag(s) U'.
 
-    basis_KPP: Doubles
+    Attributes:
+        basis_PX: the eigenvectors U of all clients side by side, X = K P of them.
+        scale_KP: s.
+        projected_KPO: U'c.
+        squares: the sum of all Y'Y.
+        samples: N.
+    """
+
+    basis_PX: Doubles
     scale_KP: Doubles
     projected_KPO: Doubles
     squares: float
@@ -65,25 +75,26 @@ class Statistics:
         scale_KP = np.where(scale_KP > floor, scale_KP, 0.0)
         projected = np.swapaxes(basis_KPP, 1, 2) @ xy_KPO
         projected *= (scale_KP > 0)[:, :, None]
-        return cls(basis_KPP, scale_KP, projected, float(yy_KO.sum()), samples)
+        basis_PX = np.swapaxes(basis_KPP, 0, 1).reshape(scale_KP.shape[1], -1)
+        return cls(basis_PX, scale_KP, projected, float(yy_KO.sum()), samples)
 
     def estimate(self, rho: float) -> EmpiricalBayes:
         """Best mean and noise for a given rho."""
         shrunk_KP = 1 / (1 + rho * self.scale_KP)
         weight_KP = self.scale_KP * shrunk_KP
-        precision_PP = np.einsum("kip,kp,kjp->ij", self.basis_KPP, weight_KP, self.basis_KPP)
-        right_PO = np.einsum("kip,kp,kpo->io", self.basis_KPP, shrunk_KP, self.projected_KPO)
+        # Sums over clients and eigenvectors at once, as one product of matrices each.
+        shrunk_KPO = shrunk_KP[:, :, None] * self.projected_KPO
+        precision_PP = (self.basis_PX * weight_KP.ravel()) @ self.basis_PX.T
+        right_PO = self.basis_PX @ shrunk_KPO.reshape(-1, shrunk_KPO.shape[2])
         mean_PO = np.linalg.lstsq(precision_PP, right_PO, rcond=None)[0]
         # y' V^-1 y = y'y - rho sum (U'c)^2 / (1 + rho s), by Woodbury's identity.
-        squares = self.squares - rho * float(
-            np.einsum("kp,kpo->", shrunk_KP, self.projected_KPO**2)
-        )
+        squares = self.squares - rho * float((shrunk_KPO * self.projected_KPO).sum())
         residual = max(squares - float((right_PO * mean_PO).sum()), 1e-12)
         outputs = right_PO.shape[1]
         noise = residual / (self.samples * outputs)
         log_determinant = -outputs * float(np.log(shrunk_KP).sum())
         deviance = self.samples * outputs * np.log(noise) + log_determinant
-        return EmpiricalBayes(mean_PO, rho, noise, float(deviance))
+        return EmpiricalBayes(np.asarray(mean_PO, np.float64), rho, noise, float(deviance))
 
 
 def fit(statistics: Statistics) -> EmpiricalBayes:
@@ -102,24 +113,41 @@ def fit(statistics: Statistics) -> EmpiricalBayes:
     return statistics.estimate(float(np.exp(found.x)))
 
 
-def apply(memory: Memory, config: MetaLearnerConfig, guidance: Guidance) -> Guidance:
-    """Add the estimated prior, if at least two clients have sent statistics."""
-    del config  # nothing to choose: the strength is learned
-    senders = [one for one in memory.current() if "statistics_xx" in one.payload]
-    if len(senders) < 2:
-        return guidance
+class Prior(Policy):
+    """A Gaussian prior for everybody's linear regression."""
 
-    def collect(name: str) -> Doubles:
-        return np.stack([one.payload[name] for one in senders]).astype(np.float64)
+    name = "prior"
+    reads = ("statistics",)
 
-    estimate = fit(
-        Statistics.of(
-            collect("statistics_xx"),
-            collect("statistics_xy"),
-            collect("statistics_yy"),
-            float(sum(one.num_examples for one in senders)),
+    def __init__(self, config: PriorPolicyConfig) -> None:
+        super().__init__()
+        del config  # nothing to choose: the strength is learned
+        self._advice = Guidance()
+        self._learned: tuple[object, ...] = ()
+
+    @override
+    def learn(self, memory: Memory, round: int) -> None:
+        """Estimate, if at least two clients have told statistics."""
+        names = ("statistics_xx", "statistics_xy", "statistics_yy")
+        if self._learned == (revision := memory.revision(*names)):
+            return
+        self._learned = revision
+        clients, told = memory.collect(*names)
+        if len(clients) < 2:
+            return
+        xx_KPP, xy_KPO, yy_KO = (array.astype(np.float64) for array in told.values())
+        samples = float(xx_KPP[:, -1, -1].sum())  # the bias's column of ones
+        estimate = fit(Statistics.of(xx_KPP, xy_KPO, yy_KO, samples))
+        self._advice = self._advice.with_parts(
+            {
+                "prior_mean": estimate.mean.astype(np.float32),
+                "prior_ratio": np.array(1 / estimate.rho, dtype=np.float32),
+            }
         )
-    )
-    return replace(
-        guidance, prior_mean=estimate.mean.astype(np.float32), prior_ratio=1 / estimate.rho
-    )
+        self.decisions = {
+            "clients": len(clients), "tau2_over_sigma2": estimate.rho, "sigma2": estimate.noise,
+        }  # fmt: skip
+
+    @override
+    def advise(self, client_id: int) -> Guidance:
+        return self._advice

@@ -1,43 +1,104 @@
-"""Class prototypes: what a class looks like on average, over the whole federation.
+"""Class prototypes: what a class looks like on average, over the clients that mean the same by it.
 
-Clients send, per class, the sum and the number of their training inputs; the server returns the
-mean of each class. A client *rehearses* them: to its own loss it adds the cross-entropy of its
-model on each prototype, so that it keeps telling classes apart of which it has seen little.
+Clients send, per class, the sum and the number of their training inputs, and how far these lie
+from their mean; the server returns to each client the mean of each class over its cluster, the
+clients whose classes look alike (see `fedmoe.insight.clusters`), which may be the whole
+federation. A client *rehearses* them: to its own loss it adds the cross-entropy of its model on
+each prototype, so that it keeps telling classes apart of which it has seen little.
 
 After FedProto (arXiv 2105.00243), which averages means of a learned representation and pulls
 each sample's representation to its class's mean. Deviations, each measured better here: the
 prototypes are of the inputs, since representations of models that are never averaged do not
 share axes, and they are trained on as samples instead of being a target for the representation;
 clients' sums are added, so that a mean weighs its samples and not its clients (the paper's
-equation 6 does so too; its code does not).
+equation 6 does so too; its code does not); and a client is not told the means of others that
+mean something else. A client that told of no class is in no cluster and told nothing.
 
-What it tells: a class mean over at least `strategy.prototype_min_count` samples, and that the
+What it tells: a class mean over at least `insight.min_count` samples, and that the
 client has the class.
 
-Letters: O classes, D features.
+Letters: K clients, O classes, D features.
 """
 
-from dataclasses import replace
-
 import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.base import Policy
+from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in
+from fedmoe.schema import PrototypesPolicyConfig
+
+_NOBODY = Guidance()
 
 
-def apply(memory: Memory, config: MetaLearnerConfig, guidance: Guidance) -> Guidance:
-    """Add the federation's class means, if any client has sent some."""
-    payloads = [one.payload for one in memory.current() if "prototype_sum" in one.payload]
-    if not payloads:
-        return guidance
-    sum_OD = np.sum([one["prototype_sum"] for one in payloads], axis=0, dtype=np.float64)
-    count_O = np.sum([one["prototype_count"] for one in payloads], axis=0, dtype=np.float64)
-    known_O = count_O > 0
-    mean_OD = sum_OD / np.maximum(count_O, 1)[:, None]
-    weight_O = np.asarray(config.prototype_strength * known_O / max(int(known_O.sum()), 1))
-    return replace(
-        guidance,
-        prototypes=mean_OD.astype(np.float32),
-        prototype_weight=weight_O.astype(np.float32),
-    )
+class Prototypes(Policy):
+    """The class means of a client's cluster, or of the federation."""
+
+    name = "prototypes"
+
+    def __init__(self, config: PrototypesPolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.reads = CLUSTERED_BY if config.of == "cluster" else ("prototypes",)
+        self._advice: dict[int, Guidance] = {}
+        self._cluster_of: dict[int, int] = {}
+        self._learned: tuple[object, ...] = ()
+
+    @override
+    def learn(self, memory: Memory, round: int) -> None:
+        """Average, if any client has told sums."""
+        names = ("prototype_sum", "prototype_count", "class_trace")
+        if self._learned == (revision := memory.revision(*names)):
+            return
+        self._learned = revision
+        clients, told = memory.collect(*names[:2])
+        if not len(clients):
+            return
+        label_K = self._clusters(memory, clients)
+        self._cluster_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
+        self._advice = {
+            cluster: self._means(
+                told["prototype_sum"][label_K == cluster],
+                told["prototype_count"][label_K == cluster],
+                self._advice.get(cluster, _NOBODY),
+            )
+            for cluster in range(int(label_K.max()) + 1)
+        }
+        self.decisions = {
+            "clients": len(clients), "clusters": len(self._advice),
+            "classes": [
+                int((advice.parts["prototype_weight"] > 0).sum())
+                for advice in self._advice.values()
+            ],
+        }  # fmt: skip
+
+    def _clusters(self, memory: Memory, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(K,) from 0; -1 for who is in none."""
+        if self.config.of == "federation":
+            return np.zeros(len(clients), dtype=np.int64)
+        found_clients, found = clusters_in(memory)
+        label_of = dict(zip(found_clients.tolist(), found.label_K.tolist(), strict=True))
+        return np.array([label_of.get(client, -1) for client in clients.tolist()])
+
+    def _means(
+        self, sum_KOD: NDArray[np.float32], count_KO: NDArray[np.float32], before: Guidance
+    ) -> Guidance:
+        """Those of some clients."""
+        count_O = count_KO.sum(axis=0, dtype=np.float64)
+        mean_OD = sum_KOD.sum(axis=0, dtype=np.float64)
+        mean_OD /= np.maximum(count_O, 1)[:, None]
+        known_O = count_O > 0
+        weight_O = self.config.strength * known_O / max(int(known_O.sum()), 1)
+        return before.with_parts(
+            {
+                "prototypes": mean_OD.astype(np.float32),
+                "prototype_weight": weight_O.astype(np.float32),
+            }
+        )
+
+    @override
+    def advise(self, client_id: int) -> Guidance:
+        default = 0 if self.config.of == "federation" else -1
+        return self._advice.get(self._cluster_of.get(client_id, default), _NOBODY)

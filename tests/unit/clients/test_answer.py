@@ -24,6 +24,7 @@ from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.messages.seams import ensure_task_identity
+from fedmoe.messages.words import get_insight, insight_request
 
 WORDS = ["partition.num_clients=6", "partition.min_samples=10", "model=linear"]
 
@@ -245,6 +246,9 @@ def test_parameters_that_are_handed_out_are_copies() -> None:
 
 def test_a_client_without_validation_data_does_not_claim_to_be_certain() -> None:
     text = config_json("data.validation_fraction=0", "strategy=insight")
-    config = ConfigRecord({"server-round": 1, "insight-payloads": ""})
-    reply = answer([train_message(2, config=config)], [context(text, 0)])[0]
-    assert 0.0 < float(reply.content.metric_records["insight"]["uncertainty"]) <= 1.0  # type: ignore[arg-type]
+    config, asked = ConfigRecord({"server-round": 1}), insight_request([])
+    reply = answer([train_message(2, config=config, insight=asked)], [context(text, 0)])[0]
+    insight = get_insight(reply.content)
+    assert 0.0 < insight.uncertainty <= 1.0
+    assert 0.0 < insight.calibration_error <= 1.0
+    assert (insight.validation_examples, insight.validation_loss) == (0, 0.0)

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 from test_insight_record import GOOD
 
 from fedmoe.insight import Guidance, Memory
-from fedmoe.insight.policies import prior
-from fedmoe.insight.policies.prior import Statistics, fit
-from fedmoe.schema import MetaLearnerConfig
+from fedmoe.insight.policies.prior import Prior, Statistics, fit
+from fedmoe.schema import PriorPolicyConfig
 
-CONFIG = MetaLearnerConfig(policies=("prior",), prototype_strength=1.0)
 Clients = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
@@ -104,6 +102,12 @@ def memory_of(clients: Clients) -> Memory:
     return memory
 
 
+def advised(memory: Memory) -> Guidance:
+    policy = Prior(PriorPolicyConfig())
+    policy.learn(memory, 1)
+    return policy.advise(0)
+
+
 def test_reference_figures_of_the_linear_task() -> None:
     """Estimation error per client at tau = 0, .3, 1: about .03, .57, 2.3 in the reference."""
     expected = {0.0: 0.06, 0.3: 0.7, 1.0: 2.6}
@@ -118,23 +122,21 @@ def test_reference_figures_of_the_linear_task() -> None:
                 (x, x @ theta + rng.normal(size=(12, 1)))
                 for x, theta in zip(xs, thetas, strict=True)
             ]
-            guidance = prior.apply(memory_of(clients), CONFIG, Guidance())
-            assert guidance.prior_mean is not None
+            parts = advised(memory_of(clients)).parts
+            ratio, mean = float(parts["prior_ratio"]), parts["prior_mean"]
             for (x, y), theta in zip(clients, thetas, strict=True):
-                ridge = x.T @ x + guidance.prior_ratio * np.eye(10)
-                solved = np.linalg.solve(
-                    ridge, x.T @ y + guidance.prior_ratio * guidance.prior_mean
-                )
+                ridge = x.T @ x + ratio * np.eye(10)
+                solved = np.linalg.solve(ridge, x.T @ y + ratio * mean)
                 errors.append(float(((solved - theta) ** 2).sum()))
         assert np.mean(errors) < limit
 
 
 def test_one_client_alone_gets_no_prior() -> None:
     clients, _ = make_clients(0, 0.5, [10])
-    assert prior.apply(memory_of(clients), CONFIG, Guidance()) == Guidance()
+    assert advised(memory_of(clients)) == Guidance()
 
 
 def test_no_statistics_no_prior() -> None:
     memory = Memory(max_rounds=5)
     memory.add([GOOD, replace(GOOD, client_id=1)])
-    assert prior.apply(memory, CONFIG, Guidance()) == Guidance()
+    assert advised(memory) == Guidance()

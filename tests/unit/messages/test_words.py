@@ -1,9 +1,11 @@
 """Insights and guidance in Flower's records."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedmoe.insight import Guidance, Insight
 from fedmoe.messages import words
@@ -15,12 +17,18 @@ INSIGHT = Insight(
     round=2,
     num_examples=3,
     epochs_trained=1,
+    steps=2,
+    guidance_parts=1,
     final_loss=0.25,
     loss_improvement=0.5,
     mean_grad=1.0,
     std_grad=0.0,
+    distance=0.5,
+    validation_examples=1,
+    validation_loss=0.25,
     uncertainty=0.1,
     volatility=0.0,
+    calibration_error=0.0,
     payload={"prototype_count": np.array([1.0, 2.0], np.float32)},
 )
 
@@ -44,8 +52,8 @@ def test_an_insight_survives() -> None:
 
 def test_unknown_versions_are_refused() -> None:
     record = content()
-    record.metric_records["insight"]["schema_version"] = 2
-    with pytest.raises(ValueError, match="schema version 2 is unknown"):
+    record.metric_records["insight"]["schema_version"] = 1
+    with pytest.raises(ValueError, match="schema version 1 is unknown, expected 2"):
         words.get_insight(record)
 
 
@@ -70,21 +78,46 @@ def test_a_payload_of_the_wrong_kind_is_refused() -> None:
         words.get_insight(record)
 
 
+@pytest.mark.parametrize("payloads", [(), ("prototypes",), ("prototypes", "statistics")])
+def test_what_is_asked_for_survives(payloads: tuple[str, ...]) -> None:
+    asked = RecordDict({"insight": words.insight_request(payloads)})
+    assert words.wanted_payloads(asked) == payloads
+
+
+def test_nothing_may_be_asked_for() -> None:
+    assert words.wanted_payloads(RecordDict()) is None
+
+
+@pytest.mark.parametrize(
+    "record", [MetricRecord({"payloads": 1}), ConfigRecord(), ConfigRecord({"payloads": [1]})]
+)
+def test_a_malformed_request_is_refused(record: ConfigRecord | MetricRecord) -> None:
+    with pytest.raises(ValueError, match="record 'insight' must hold 'payloads', one text"):
+        words.wanted_payloads(RecordDict({"insight": record}))
+
+
 def test_guidance_that_changes_nothing_is_not_sent() -> None:
-    assert words.guidance_record(Guidance()) is None
-    assert words.get_guidance(RecordDict()) is None
+    assert words.guidance_records({}, {}) == {}
+    assert words.get_guidance(RecordDict()) == Guidance()
 
 
 def test_guidance_survives() -> None:
-    given = Guidance(prior_mean=np.ones((3, 1), np.float32), prior_ratio=2.5)
-    record = words.guidance_record(given)
-    assert record is not None
-    received = words.get_guidance(RecordDict({"guidance": record}))
-    assert received is not None and received.prior_ratio == 2.5
-    np.testing.assert_array_equal(received.arrays()["prior_mean"], np.ones((3, 1)))
+    mean = np.arange(3, dtype=np.float32)[:, None]
+    records = words.guidance_records({"prior_mean": mean}, {"scale": 2.5})
+    received = words.get_guidance(RecordDict(records))
+    np.testing.assert_array_equal(received.parts["prior_mean"], mean)
+    assert (set(received.parts), dict(received.numbers)) == ({"prior_mean"}, {"scale": 2.5})
 
 
-def test_guidance_with_unknown_parts_is_refused() -> None:
-    record = ArrayRecord({"weights": Array(np.ones(3))})
-    with pytest.raises(ValueError, match="unknown parts"):
-        words.get_guidance(RecordDict({"guidance": record}))
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"guidance": MetricRecord({"x": 1})}, "guidance must be arrays and numbers"),
+        ({"advice": MetricRecord({"x": 1})}, "guidance must be arrays and numbers"),
+        ({"advice": ConfigRecord({"x": "far"})}, "guidance x='far': must be a number"),
+        ({"advice": ConfigRecord({"x": True})}, "guidance x=True: must be a number"),
+    ],
+)
+def test_malformed_guidance_is_refused(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        words.get_guidance(RecordDict(record))

@@ -72,7 +72,12 @@ def contains_weights(blob: bytes, model: np.ndarray[Any, np.dtype[np.float32]]) 
 
 
 @pytest.mark.parametrize(
-    "words", [RELATED, [*DIGITS, "model=linear"], [*DIGITS, "model.hidden=[8]"]]
+    "words",
+    [
+        RELATED,
+        [*DIGITS, "model=linear", "insight.payloads=[scalars]"],
+        [*DIGITS, "model.hidden=[8]"],
+    ],
 )
 def test_no_weights_travel_in_either_direction(words: list[str]) -> None:
     config = load_config([*words, "rounds=3", *QUIET])
@@ -105,7 +110,7 @@ def test_five_clients_and_five_rounds_give_25_insights() -> None:
     config = load_config([*RELATED, "rounds=5", *QUIET])
     strategy = run_rounds(config, InProcessGrid(load_experiment(to_json(config))))
     assert isinstance(strategy, InsightExchange)
-    assert len(strategy.memory) == 25
+    assert len(strategy.meta_learner.memory) == 25
     assert len(strategy.meta_learner.history) == 5
     assert [i.client_id for i in strategy.new_insights] == [0, 1, 2, 3, 4]
 
@@ -154,7 +159,7 @@ def test_of_two_nodes_that_claim_one_client_the_first_keeps_it() -> None:
     replies[2].content.metric_records["insight"]["client_id"] = 1
     strategy.aggregate_train(1, replies)
     assert [one.client_id for one in strategy.new_insights] == [0, 1, 3, 4]
-    assert strategy.client_of == {2: 0, 3: 1, 5: 3, 6: 4}
+    assert strategy.exchange.client_of == {2: 0, 3: 1, 5: 3, 6: 4}
 
 
 def test_weights_in_a_reply_are_refused() -> None:
@@ -243,11 +248,16 @@ SPOILT: list[Any] = [
     pytest.param(number("final_loss", -2e12), 1, id="absurd"),
     pytest.param(number("uncertainty", -0.5), 1, id="negative uncertainty"),
     pytest.param(number("num_examples", 2.5), 1, id="half an example"),
-    pytest.param(number("schema_version", 2), 1, id="version"),
+    pytest.param(number("schema_version", 1), 1, id="version"),
     pytest.param(drop("insight", "mean_grad"), 5, id="field missing"),
     pytest.param(payload("statistics_xx", float("nan")), 1, id="payload nan"),
     pytest.param(payload("statistics_xy", 2e12), 1, id="payload absurd"),
     pytest.param(payload("statistics_yy", -2e12), 1, id="payload absurdly negative"),
+    pytest.param(payload("statistics_yy", -1.0), 1, id="negative squares"),
+    pytest.param(payload("statistics_xx", 1e6), 1, id="more samples than there are"),
+    pytest.param(drop("payload", "statistics_yy"), 5, id="payload in parts"),
+    pytest.param(number("calibration_error", -0.1), 1, id="negative calibration error"),
+    pytest.param(number("guidance_parts", 0.5), 1, id="half a part"),
 ]
 
 
@@ -268,6 +278,6 @@ def test_columns_are_judged_as_messages_are(spoil: Columns, refused: int) -> Non
         found = guard.inspect(sent, replies if as_columns else list(replies))
         strategy.aggregate_train(1, found.good)
         told = [(one.scalars(), sorted(one.payload)) for one in strategy.new_insights]
-        results.append((found.failures, found.bytes_up, told, strategy.client_of))
+        results.append((found.failures, found.bytes_up, told, strategy.exchange.client_of))
     assert results[0] == results[1]
     assert len(results[0][0]) == refused

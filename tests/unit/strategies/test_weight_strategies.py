@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from fedmoe.messages.arrays import CohortRecord, Stack, to_record
 from fedmoe.messages.seams import ensure_task_identity
 from fedmoe.simulations import ContextGrid
-from fedmoe.strategies import FedAdam, FedAvg, FedProx, Local, StackedFedAvg
+from fedmoe.strategies import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedProx,
+    FedYogi,
+    Local,
+    Reptile,
+    StackedFedAvg,
+)
 
 COUNTS = [1, 5, 10]
 GENERATOR = np.random.default_rng(0)
@@ -84,25 +93,66 @@ def test_no_reply_no_change() -> None:
     assert FedAvg(seed=0).aggregate_evaluate(1, []) is None
 
 
-def test_fedadam_follows_its_formula_over_two_rounds() -> None:
-    eta, beta_1, beta_2, tau = 0.05, 0.9, 0.99, 1e-2
-    strategy = FedAdam(seed=0, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau)
-    current: dict[str, NDArray[Any]] = {k: v.astype(np.float64) for k, v in GLOBAL.items()}
+Moments = dict[str, NDArray[Any]]
+ETA, BETA_1, BETA_2, TAU = 0.05, 0.9, 0.99, 1e-2
+
+
+def adam(round: int, delta: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
+    first = BETA_1 * first + (1 - BETA_1) * delta
+    second = BETA_2 * second + (1 - BETA_2) * delta**2
+    rate = ETA * np.sqrt(1 - BETA_2 ** (round + 1)) / (1 - BETA_1 ** (round + 1))
+    return rate * first / (np.sqrt(second) + TAU), first, second
+
+
+def yogi(round: int, delta: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
+    first = BETA_1 * first + (1 - BETA_1) * delta
+    second = second - (1 - BETA_2) * delta**2 * np.sign(second - delta**2)
+    return ETA * first / (np.sqrt(second) + TAU), first, second
+
+
+def adagrad(round: int, delta: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
+    second = second + delta**2
+    return ETA * delta / (np.sqrt(second) + TAU), first, second
+
+
+def reptile(round: int, delta: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
+    return 0.3 * delta, first, second
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule"),
+    [
+        (FedAdam(seed=0, eta=ETA, beta_1=BETA_1, beta_2=BETA_2, tau=TAU), adam),
+        (FedYogi(seed=0, eta=ETA, beta_1=BETA_1, beta_2=BETA_2, tau=TAU), yogi),
+        (FedAdagrad(seed=0, eta=ETA, tau=TAU), adagrad),
+        (Reptile(seed=0, epsilon=0.3), reptile),
+    ],
+    ids=["fedadam", "fedyogi", "fedadagrad", "reptile"],
+)
+def test_server_optimisers_follow_their_formulas(strategy: StackedFedAvg, rule: Any) -> None:
+    current: Moments = {k: v.astype(np.float64) for k, v in GLOBAL.items()}
     first = {k: np.zeros_like(v) for k, v in current.items()}
     second = {k: np.zeros_like(v) for k, v in current.items()}
     record = to_record(GLOBAL)
-    for round in (1, 2):
+    for round in (1, 2, 3):
         list(strategy.configure_train(round, record, ConfigRecord(), grid()))
         arrays, _ = strategy.aggregate_train(round, replies(stacked=True))
         assert arrays is not None
         record = arrays
-        rate = eta * np.sqrt(1 - beta_2 ** (round + 1)) / (1 - beta_1 ** (round + 1))
         for name, mean in mean_by_examples().items():
             delta = mean - current[name]
-            first[name] = beta_1 * first[name] + (1 - beta_1) * delta
-            second[name] = beta_2 * second[name] + (1 - beta_2) * delta**2
-            current[name] = current[name] + rate * first[name] / (np.sqrt(second[name]) + tau)
+            step, first[name], second[name] = rule(round, delta, first[name], second[name])
+            current[name] = current[name] + step
             np.testing.assert_allclose(arrays[name].numpy(), current[name], rtol=1e-4, atol=1e-6)
+
+
+def test_reptile_that_goes_all_the_way_is_fedavg() -> None:
+    strategies = Reptile(seed=0, epsilon=1.0), FedAvg(seed=0)
+    records = []
+    for strategy in strategies:
+        list(strategy.configure_train(1, to_record(GLOBAL), ConfigRecord(), grid()))
+        records.append(strategy.aggregate_train(1, replies(stacked=True)))
+    assert records[0] == records[1]
 
 
 def test_fedprox_tells_clients_its_mu() -> None:

@@ -51,21 +51,25 @@ def test_posteriors_follow_bayes(seed: int, experts: int, samples: int) -> None:
     experts=st.integers(1, 4),
     iterations=st.integers(0, 3),
     pseudo_count=st.sampled_from([1e-3, 1.0, 10.0]),
+    centred=st.booleans(),
 )
 def test_the_fitted_prior_is_a_loop_over_samples(
-    seed: int, experts: int, iterations: int, pseudo_count: float
+    seed: int, experts: int, iterations: int, pseudo_count: float, centred: bool
 ) -> None:
     counts = [5, 2, 0]  # the last client has no samples
     likelihood, logits = 3 * normal(seed, 3, experts, 5), normal(seed + 1, 3, experts, 5)
     start = normal(seed + 2, 3, experts)
     real = torch.tensor([[float(b < count) for b in range(5)] for count in counts]).double()
+    centre = normal(seed + 3, 3, experts).softmax(dim=1) if centred else None
     fitted = fit_prior(
-        likelihood, logits, start, real, iterations=iterations, pseudo_count=pseudo_count
-    )
+        likelihood, logits, start, real,
+        iterations=iterations, pseudo_count=pseudo_count, centre_CE=centre,
+    )  # fmt: skip
     for client, count in enumerate(counts):
         prior = start[client].tolist()
+        shares = [1 / experts] * experts if centre is None else centre[client].tolist()
         for _ in range(iterations):
-            found = [pseudo_count / experts] * experts
+            found = [pseudo_count * share for share in shares]
             held = [pseudo_count * share for share in softmax(prior)]
             for sample in range(count):
                 gate, q = posterior_of(likelihood[client], logits[client], prior, sample)

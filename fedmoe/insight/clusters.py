@@ -1,0 +1,209 @@
+"""Which clients mean the same by the same classes, from class means and how wide classes are.
+
+Clients whose classes look alike are one cluster, however many samples of each class they have:
+Dirichlet shares of one rule are one cluster, other names for the same images, or the same names
+for turned ones, are several.
+
+Model: the mean of n samples of a class is N(mu, t / n), t the class's trace of the covariance
+spread over d effective dimensions. Where two clients mean the same by the class, the means' squared
+distance q, in units of t / h with 1 / h = 1 / n_a + 1 / n_b, is about 1; where they do not, mu
+differs as much as two classes of one client do, b on average, and it is about g = 1 + h b / t.
+With p for the log odds that two clients are alike before anything is known,
+
+    log odds = p + sum over classes that both have of d / 2 (log g - q (1 - 1 / g)).
+
+Beginning with each client alone, the two most alike clusters are merged as long as the odds are
+not below 1: greedy Bayesian agglomeration (Heller and Ghahramani, "Bayesian hierarchical
+clustering", ICML 2005), with this ratio in place of their marginal likelihood over trees. What
+clustered federated learning (Sattler et al., arXiv 1910.01991) reads from updates is read here
+from what follows from the data alone, in the first round and without a number of clusters.
+
+t is each class's over all clients, drawn to that of all classes together; d is a constant:
+estimated from the features' variances it is overconfident, since features go together.
+
+Letters: K clients, G clusters (of one client, at first), O classes, D features.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+_PRIOR_LOG_ODDS = 10.0
+_DIMENSIONS = 10.0
+_SHRINKAGE = 10.0  # degrees of freedom by which a class's trace is drawn to that of all
+_LEAST = 1e-3  # of t, that other meanings are apart
+_AT_ONCE = 100  # clients that are compared with each other; others join the clusters of these
+
+
+class Clusters(NamedTuple):
+    """Who goes with whom.
+
+    Attributes:
+        label_K: each client's cluster, in the order of their first members; -1 for a client that
+            told of no class.
+        count: how many clusters.
+        log_odds: that the two most alike clusters are one, below 0; 0 with fewer than two.
+    """
+
+    label_K: NDArray[np.int64]
+    count: int
+    log_odds: float
+
+
+class _Groups(NamedTuple):
+    """What is known of each cluster.
+
+    Attributes:
+        count_GO: samples.
+        mean_GOD: their mean.
+    """
+
+    count_GO: Doubles
+    mean_GOD: Doubles
+
+
+class _Scales(NamedTuple):
+    """What distances are measured by.
+
+    Attributes:
+        trace_O: t of each class.
+        apart: b.
+    """
+
+    trace_O: Doubles
+    apart: float
+
+
+def cluster_clients(
+    count_KO: Doubles, sum_KOD: Doubles, spread_KO: Doubles, most: int | None = None
+) -> Clusters:
+    """Find the clusters.
+
+    Args:
+        count_KO: samples of each class; 0 for one that is not told.
+        sum_KOD: their sum.
+        spread_KO: the sum of their squared distances from their mean.
+        most: clusters at most; the most alike are merged until there are no more.
+    """
+    count_KO, sum_KOD, spread_KO = (
+        np.asarray(array, dtype=np.float64) for array in (count_KO, sum_KOD, spread_KO)
+    )
+    label_K = np.full(len(count_KO), -1)
+    told = np.flatnonzero(count_KO.sum(axis=1) > 0)
+    if not len(told):
+        return Clusters(label_K, 0, 0.0)
+    mean_KOD = sum_KOD / np.maximum(count_KO, 1)[..., None]
+    scales = _scales(count_KO, mean_KOD, spread_KO)
+    # Those who told of most samples come first: the others are compared with their clusters.
+    waiting = told[np.argsort(-count_KO[told].sum(axis=1), kind="stable")]
+    groups = _Groups(count_KO[:0], mean_KOD[:0])
+    members: list[list[int]] = []
+    while len(waiting):
+        now, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
+        groups, members, log_odds = _merged(
+            _joined(groups, count_KO[now], mean_KOD[now]),
+            [*members, *([client] for client in now.tolist())],
+            scales, None if len(waiting) else most,
+        )  # fmt: skip
+        groups, waiting = _joining(groups, members, waiting, count_KO, mean_KOD, scales)
+    if most is not None and len(members) > most:
+        groups, members, log_odds = _merged(groups, members, scales, most)
+    for label, clients in enumerate(sorted(members, key=min)):
+        label_K[clients] = label
+    return Clusters(label_K, len(members), log_odds)
+
+
+def _scales(count_KO: Doubles, mean_KOD: Doubles, spread_KO: Doubles) -> _Scales:
+    freedom_O = np.maximum(count_KO - 1, 0).sum(axis=0)
+    trace = float(spread_KO.sum() / max(freedom_O.sum(), 1))
+    trace_O = (spread_KO.sum(axis=0) + _SHRINKAGE * trace) / (freedom_O + _SHRINKAGE)
+    trace_O = np.maximum(trace_O, np.finfo(np.float64).tiny)
+    # How far two classes of one client are apart beyond what their means' errors make of it.
+    inverse_KO = np.divide(1, count_KO, out=np.zeros_like(count_KO), where=count_KO > 0)
+    error_KO = trace_O * inverse_KO
+    apart_KOO = _distances(mean_KOD, mean_KOD) - error_KO[:, :, None] - error_KO[:, None, :]
+    both_KOO = (count_KO[:, :, None] > 0) & (count_KO[:, None, :] > 0)
+    weight_KOO = both_KOO / np.where(both_KOO, inverse_KO[:, :, None] + inverse_KO[:, None], 1)
+    weight_KOO[:, np.arange(len(trace_O)), np.arange(len(trace_O))] = 0
+    apart = float((weight_KOO * apart_KOO).sum() / max(weight_KOO.sum(), 1e-12))
+    return _Scales(trace_O, max(apart, _LEAST * float(trace_O.mean())))
+
+
+def _distances(a_XAD: Doubles, b_XBD: Doubles) -> Doubles:
+    """(X, A, B) squared distances of each vector of one kind from each of the other."""
+    a_XA1, b_X1B = (a_XAD**2).sum(axis=2)[:, :, None], (b_XBD**2).sum(axis=2)[:, None, :]
+    return np.maximum(a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1), 0)
+
+
+def _log_odds(a: _Groups, b: _Groups, scales: _Scales) -> Doubles:
+    """(A, B) that a cluster of one kind and one of the other are one."""
+    count_OA1, count_O1B = a.count_GO.T[:, :, None], b.count_GO.T[:, None, :]
+    total_OAB = count_OA1 + count_O1B
+    h_OAB = count_OA1 * count_O1B / np.maximum(total_OAB, 1)  # 0 where one has none of the class
+    distance_OAB = _distances(a.mean_GOD.transpose(1, 0, 2), b.mean_GOD.transpose(1, 0, 2))
+    trace_O11 = scales.trace_O[:, None, None]
+    q_OAB, g_OAB = h_OAB * distance_OAB / trace_O11, 1 + h_OAB * scales.apart / trace_O11
+    evidence_OAB = np.log(g_OAB) - q_OAB * (1 - 1 / g_OAB)
+    return np.asarray(_PRIOR_LOG_ODDS + _DIMENSIONS / 2 * evidence_OAB.sum(axis=0))
+
+
+def _joined(groups: _Groups, count_GO: Doubles, mean_GOD: Doubles) -> _Groups:
+    return _Groups(
+        np.concatenate([groups.count_GO, count_GO]), np.concatenate([groups.mean_GOD, mean_GOD])
+    )
+
+
+def _merged(
+    groups: _Groups, members: list[list[int]], scales: _Scales, most: int | None
+) -> tuple[_Groups, list[list[int]], float]:
+    """Merge until nothing more is alike, and until there are `most` at most."""
+    count_GO, mean_GOD = groups.count_GO.copy(), groups.mean_GOD.copy()
+    members, left = list(members), len(members)
+    odds_GG = _log_odds(groups, groups, scales)
+    np.fill_diagonal(odds_GG, -np.inf)
+    alive_G = np.full(left, True)
+    while left > 1:
+        a, b = divmod(int(odds_GG.argmax()), len(odds_GG))
+        if odds_GG[a, b] < 0 and (most is None or left <= most):
+            break
+        total_O = count_GO[a] + count_GO[b]
+        share_O1 = (count_GO[b] / np.maximum(total_O, 1))[:, None]
+        mean_GOD[a] += share_O1 * (mean_GOD[b] - mean_GOD[a])
+        count_GO[a], members[a] = total_O, members[a] + members[b]
+        alive_G[b], left = False, left - 1
+        odds_GG[b] = odds_GG[:, b] = -np.inf
+        one = _Groups(count_GO[a : a + 1], mean_GOD[a : a + 1])
+        new_G = np.where(alive_G, _log_odds(one, _Groups(count_GO, mean_GOD), scales)[0], -np.inf)
+        new_G[a] = -np.inf
+        odds_GG[a] = odds_GG[:, a] = new_G
+    kept = np.flatnonzero(alive_G)
+    best = float(odds_GG.max()) if left > 1 else 0.0
+    return _Groups(count_GO[kept], mean_GOD[kept]), [members[one] for one in kept.tolist()], best
+
+
+def _joining(
+    groups: _Groups,
+    members: list[list[int]],
+    waiting: NDArray[np.int64],
+    count_KO: Doubles,
+    mean_KOD: Doubles,
+    scales: _Scales,
+) -> tuple[_Groups, NDArray[np.int64]]:
+    """Clients join the cluster that they are most alike, if any; returns who still waits."""
+    if not len(waiting):
+        return groups, waiting
+    own = _Groups(count_KO[waiting], mean_KOD[waiting])
+    odds_WG = _log_odds(own, groups, scales)
+    best_W, joins_W = odds_WG.argmax(axis=1), odds_WG.max(axis=1) >= 0
+    count_GO, mean_GOD = groups.count_GO.copy(), groups.mean_GOD.copy()
+    for group in range(len(members)):
+        chosen = joins_W & (best_W == group)
+        total_O = count_GO[group] + own.count_GO[chosen].sum(axis=0)
+        sum_OD = count_GO[group][:, None] * mean_GOD[group]
+        sum_OD += (own.count_GO[chosen][..., None] * own.mean_GOD[chosen]).sum(axis=0)
+        count_GO[group], mean_GOD[group] = total_O, sum_OD / np.maximum(total_O, 1)[:, None]
+        members[group] = members[group] + waiting[chosen].tolist()
+    return _Groups(count_GO, mean_GOD), waiting[~joins_W]

@@ -1,0 +1,111 @@
+"""Who begins with which expert of a mixture: clusters of clients, from their class means.
+
+Clients send their class means and how wide their classes are; those whose classes mean the same
+are one cluster (see `fedmoe.insight.clusters`). A strategy that makes the experts of a mixture
+out of clients' models, as `strategy=fedmoe` does, makes them of these clusters as soon as there
+are several, and each client is told which is its own, so that its private prior over the experts
+begins there and is held there as firmly as it is otherwise held at even shares. With a single
+cluster nothing is said: then the strategy is as without this policy.
+
+After clustered federated learning (Sattler et al., arXiv 1910.01991), which splits a federation
+by the directions of clients' updates, several rounds in; and FedEM (arXiv 2108.10252), whose
+clients' priors begin at even shares.
+
+What it tells the clients: the number of a cluster.
+
+Letters: K clients, G clusters, N numbers that clusters may go by.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from fedmoe.data.federation import Ints
+from fedmoe.insight.clusters import Clusters
+from fedmoe.insight.guidance import Guidance
+from fedmoe.insight.memory import Memory
+from fedmoe.insight.policies.base import Policy, State
+from fedmoe.insight.policies.clustering import CLUSTER_ARRAYS, CLUSTERED_BY, clusters_in
+from fedmoe.schema import ExpertAssignmentPolicyConfig
+
+_NOBODY = Guidance()
+
+
+class ExpertAssignment(Policy):
+    """An expert for each cluster of clients."""
+
+    name = "expert_assignment"
+    reads = CLUSTERED_BY
+
+    def __init__(self, config: ExpertAssignmentPolicyConfig) -> None:
+        super().__init__()
+        del config  # nothing to choose
+        self._cluster_of: dict[int, int] = {}
+        self._advice: dict[int, Guidance] = {}
+        self._learned: tuple[object, ...] = ()
+
+    @override
+    def learn(self, memory: Memory, round: int) -> None:
+        """Cluster, if anybody has told something new; never into more clusters than experts."""
+        if self._learned == (revision := memory.revision(*CLUSTER_ARRAYS)):
+            return
+        self._learned = revision
+        clients, found = clusters_in(memory, self.setting.num_experts)
+        label_K = self._named(clients, found)
+        assigned = label_K >= 0 if found.count > 1 else np.full(len(clients), False)
+        self._cluster_of = dict(
+            zip(clients[assigned].tolist(), label_K[assigned].tolist(), strict=True)
+        )
+        self._advice = {
+            cluster: self._advice.get(cluster, _NOBODY).with_parts(
+                {"expert": np.array(1 + cluster, dtype=np.float32)}
+            )
+            for cluster in sorted(set(self._cluster_of.values()))
+        }
+        self.decisions = {
+            "clients": len(clients), "clusters": found.count, "log_odds_of_fewer": found.log_odds,
+            "sizes": np.bincount(found.label_K[found.label_K >= 0]).tolist(),
+        }  # fmt: skip
+
+    def _named(self, clients: Ints, found: Clusters) -> Ints:
+        """(K,) the clusters by the numbers of those before that they have most clients of.
+
+        An expert stays that of its clients when others join.
+        """
+        from scipy.optimize import linear_sum_assignment  # slow to import
+
+        before_K = np.array([self._cluster_of.get(client, -1) for client in clients.tolist()])
+        numbers = max(found.count, self.setting.num_experts or 0, int(before_K.max(initial=-1)) + 1)
+        both_K = (before_K >= 0) & (found.label_K >= 0)
+        common_GN = np.zeros((found.count, numbers))
+        np.add.at(common_GN, (found.label_K[both_K], before_K[both_K]), 1)
+        _, number_G = linear_sum_assignment(common_GN, maximize=True)
+        return np.where(found.label_K >= 0, np.append(number_G, -1)[found.label_K], -1)
+
+    @override
+    def advise(self, client_id: int) -> Guidance:
+        if self.setting.num_experts is None or client_id not in self._cluster_of:
+            return _NOBODY
+        return self._advice[self._cluster_of[client_id]]
+
+    @override
+    def clusters(self, clients: Ints) -> Ints | None:
+        if not self._cluster_of:
+            return None
+        return np.array([self._cluster_of.get(client, -1) for client in clients.tolist()])
+
+    @override
+    def state(self) -> State:
+        """Who is in which cluster: by the memory alone, clusters would be named anew."""
+        return {"cluster_of": np.array(list(self._cluster_of.items()), dtype=np.int64)}, {}
+
+    @override
+    def restore(
+        self, memory: Memory, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        self._cluster_of = dict(arrays["cluster_of"].reshape(-1, 2).tolist())
+        self._learned = ()
+        super().restore(memory, arrays, values)
