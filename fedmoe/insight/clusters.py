@@ -44,12 +44,12 @@ class Clusters(NamedTuple):
     Attributes:
         label_K: each client's cluster, in the order of their first members; -1 for a client that
             told of no class.
-        count: how many clusters.
+        number: how many clusters.
         log_odds: that the two most alike clusters are one, below 0; 0 with fewer than two.
     """
 
     label_K: NDArray[np.int64]
-    count: int
+    number: int
     log_odds: float
 
 
@@ -135,7 +135,8 @@ def _scales(count_KO: Doubles, mean_KOD: Doubles, spread_KO: Doubles) -> _Scales
 def _distances(a_XAD: Doubles, b_XBD: Doubles) -> Doubles:
     """(X, A, B) squared distances of each vector of one kind from each of the other."""
     a_XA1, b_X1B = (a_XAD**2).sum(axis=2)[:, :, None], (b_XBD**2).sum(axis=2)[:, None, :]
-    return np.maximum(a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1), 0)
+    square_XAB = a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1)
+    return np.asarray(np.maximum(square_XAB, 0))
 
 
 def _log_odds(a: _Groups, b: _Groups, scales: _Scales) -> Doubles:

@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedmoe.clients import answer, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.guard import ReplyGuard
-from fedmoe.messages.arrays import content_bytes, to_record
+from fedmoe.messages.arrays import to_record
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.messages.words import get_guidance, get_insight, wanted_payloads
 from fedmoe.schema import ExperimentConfig
 from fedmoe.simulations import ContextGrid, InProcessGrid
