@@ -23,8 +23,9 @@ WORDS = [
     "data.num_features=4", "data.num_classes=3", "partition=natural", "model=linear",
 ]  # fmt: skip
 PROTOTYPES = 4 * 3 * (4 + 1)  # bytes: sums and counts of three classes of four features
-INSIGHT = [*WORDS, "strategy=insight"]
-FEDAVG = [*WORDS, "strategy=fedavg", "meta_learner=prototypes"]
+ALIKE = "meta_learner.prototypes.of=federation"  # all are told the same, of one payload
+INSIGHT = [*WORDS, "strategy=insight", ALIKE]
+FEDAVG = [*WORDS, "strategy=fedavg", "meta_learner=prototypes", ALIKE]
 
 
 class Rounds:
