@@ -6,9 +6,8 @@ but a class spreads in few directions. So clients are told some directions, the 
 and tell the sums of z z' of each class with z = (u_1' x, ..., u_r' x). They add up over clients
 that have the same basis, and are asked for again when a client is told another.
 
-What it tells: as `gaussians` with products, in r directions: with r no more than a class's
-samples these are not determined by it, but two and the sum that `gaussians` tell would be, in
-those directions. Classes with fewer than `insight.min_count_squares` samples are not told.
+What it tells: what `gaussians` with products do, in r directions. Classes with fewer than
+`insight.min_count_squares` samples are not told.
 
 Letters: C clients, n most samples of a client, D features, O classes, r directions,
 R = r (r + 1) / 2 pairs.

@@ -15,14 +15,22 @@ from fedmoe.insight.payloads import Facts, Payloads, Sources
 def payloads_of(kind: str, num_outputs: int, *words: str) -> Payloads:
     config = load_config(["model=linear", *words])
     task = Task(kind=kind, num_features=3, num_outputs=num_outputs)  # type: ignore[arg-type]
-    return Payloads(Facts(task, config.model, config.insight))
+    return Payloads(Facts(task, config.model, config.insight, num_experts=None, seed=0))
 
 
 def drawn(counts: list[int], y_Cn: Tensor, seed: int) -> Sources:
     """Samples of each client, padded with what must not be seen."""
     x_CnD = 2 * torch.randn(len(counts), max(counts), 3, generator=torch.manual_seed(seed))
     real_Cn = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    return Sources(x_CnD.where(real_Cn[..., None], torch.nan), y_Cn, real_Cn)
+    return Sources(
+        x_CnD.where(real_Cn[..., None], torch.nan), y_Cn, real_Cn,
+        change=_not_of_data, load=_not_of_data, answers=_not_of_data,
+        part=lambda _: torch.eye(3).expand(len(counts), 3, 3),
+    )  # fmt: skip
+
+
+def _not_of_data() -> Any:
+    raise AssertionError("what is of data is not of a model")
 
 
 def shortened(x_D: Any, clip: float | None) -> Any:
@@ -56,7 +64,7 @@ def test_prototypes_are_sums_and_counts_of_each_clients_samples(
 
 @pytest.mark.parametrize("clip", [None, 2.0])
 def test_statistics_give_the_exact_pooled_regression(clip: float | None) -> None:
-    counts = [5, 2, 7]
+    counts = [5, 3, 7]
     y_CnO = torch.randn(3, 7, 2, generator=torch.manual_seed(1))
     sources = drawn(counts, y_CnO, 2)
     word = f"insight.clip={'null' if clip is None else clip}"
@@ -84,7 +92,11 @@ def stacked_32(made: dict[str, Tensor]) -> dict[str, Any]:
 
 def test_statistics_of_too_few_samples_are_not_told() -> None:
     sources = drawn([3, 2, 4], torch.ones(3, 4, 1), 3)
-    made = payloads_of("regression", 1, "insight.min_count=3").by_name["statistics"].make(sources)
+    made = (
+        payloads_of("regression", 1, "insight.min_count_squares=3")
+        .by_name["statistics"]
+        .make(sources)
+    )
     for array in made.values():
         assert array.flatten(1).any(dim=1).tolist() == [True, False, True]
 

@@ -15,7 +15,7 @@ from fedmoe.insight.payloads import Facts, Payloads
 
 TASK = Task(kind="classification", num_features=3, num_outputs=2, class_names=("a", "b"))
 _CONFIG = load_config(["insight.clip=3"])
-PAYLOADS = Payloads(Facts(TASK, _CONFIG.model, _CONFIG.insight))
+PAYLOADS = Payloads(Facts(TASK, _CONFIG.model, _CONFIG.insight, num_experts=None, seed=0))
 GOOD = Insight(
     client_id=4,
     round=2,

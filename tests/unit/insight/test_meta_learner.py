@@ -165,13 +165,13 @@ def test_nobodys_certainty_drowns_the_others() -> None:
 
 def test_guidance_that_does_not_fit_is_refused() -> None:
     fitting = {"prototypes": np.ones((2, 3)), "prior_mean": np.ones((4, 2))}
-    Guidance(fitting).check(TASK)
+    Guidance(fitting).check(TASK, load_config().insight)
     for parts, reason in (
         ({"model": np.ones(3)}, r"unknown parts: \['model'\]"),
         ({"prior_mean": np.ones((4, 1))}, r"prior_mean has shape \(4, 1\), expected \(4, 2\)"),
         ({"prior_mean": np.full((4, 2), np.nan)}, "prior_mean is not finite"),
     ):
         with pytest.raises(ValueError, match=reason):
-            Guidance(parts).check(TASK)
+            Guidance(parts).check(TASK, load_config().insight)
     with pytest.raises(ValueError, match=r"unknown parts: \['luck'\]"):
-        Guidance({}, {"luck": 1.0}).check(TASK)
+        Guidance({}, {"luck": 1.0}).check(TASK, load_config().insight)
