@@ -100,7 +100,7 @@ _ALL = [
     ),
     _strategy("fedrep", "strategy.head_epochs", (5, 10)),
     _strategy("fedproto", "strategy.prototype_lambda", (0.1, 1.0)),
-    _strategy("insight", "meta_learner.prototype_strength", (0.5, 2.0)),
+    _strategy("insight", "meta_learner.prototypes.strength", (0.5, 2.0)),
     _strategy("local_global"),
     Method(
         name="fedavg_moe",

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.requests import GUIDANCE, TrainRequest
 from fedmoe.clients.states import States
+from fedmoe.data.federation import Ints
 from fedmoe.insight.guidance import PARTS, part_shapes
 from fedmoe.models import Parameters
 
@@ -28,7 +29,7 @@ class Held(NamedTuple):
     """
 
     parts: dict[str, Tensor]
-    count_C: Tensor
+    count_C: Ints
     numbers: dict[str, Tensor]
     new: dict[str, Parameters]
 
@@ -44,7 +45,7 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     for one in request.guidance:
         one.check(task, config)
     came = request.guidance[0].parts if request.guidance else {}
-    held = Held({}, torch.zeros(len(request.clients)), {}, {})
+    held = Held({}, np.zeros(len(request.clients), dtype=np.int64), {}, {})
     for name in PARTS:
         if name in came:
             values = np.stack([np.asarray(one.parts[name]) for one in request.guidance])
@@ -52,18 +53,20 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
             known_C = torch.ones(len(request.clients), device=device)
             held.new[GUIDANCE + name] = {"value": value, "known": known_C}
         else:
-            kept = states.read(GUIDANCE + name, request.clients, _unknown(shapes[name]))
+            unknown = _unknown(shapes[name], device)
+            kept = states.read(GUIDANCE + name, request.clients, unknown)
             if kept is None:
                 continue
             value, known_C = kept["value"].to(device), kept["known"].to(device)
         held.parts[name] = value
-        held.count_C.add_(known_C.cpu())
+        np.add(held.count_C, known_C.cpu().numpy().astype(np.int64), out=held.count_C)
     for name in request.guidance[0].numbers if request.guidance else {}:
-        each = torch.tensor([one.numbers[name] for one in request.guidance])
-        held.numbers[name] = each[torch.from_numpy(request.guidance_of)].to(device)
+        each = np.array([one.numbers[name] for one in request.guidance], dtype=np.float32)
+        held.numbers[name] = torch.from_numpy(each[request.guidance_of]).to(device)
     return held
 
 
-def _unknown(shape: tuple[int, ...]) -> Parameters:
+def _unknown(shape: tuple[int, ...], device: torch.device) -> Parameters:
     """What a client holds that was never told a part, (1, ...)."""
-    return {"value": torch.zeros(1, *shape), "known": torch.zeros(1)}
+    zeros = {"value": torch.zeros(1, *shape, device=device)}
+    return {**zeros, "known": torch.zeros(1, device=device)}

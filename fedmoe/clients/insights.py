@@ -44,7 +44,7 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
         "num_examples": samples.count_C,
         "epochs_trained": np.full(len(request.clients), config.epochs),
         "steps": config.epochs * -(-samples.count_C // config.batch_size),
-        "guidance_parts": job.guidance.count_C.numpy().astype(np.int64),
+        "guidance_parts": job.guidance.count_C,
         "final_loss": final_loss,
         "loss_improvement": as_numbers(trained.first_loss_C) - final_loss,
         "mean_grad": mean_grad,

@@ -34,6 +34,13 @@ RUNS: dict[str, list[str]] = {
     "fedadam": [*CLASSES, "strategy=fedadam"],
     "insight": [*REGRESSION, "strategy=insight"],
     "insight-prototypes": [*CLASSES, "strategy=insight", "insight.memory_rounds=2"],
+    "guided-insights": [  # weights travel, and insights besides
+        *CLASSES, "strategy=fedavg", "meta_learner=prototypes", "strategy.fraction_train=0.5",
+        "insight.memory_rounds=2",
+    ],
+    "guided-adam-insights": [
+        *CLASSES, "strategy=fedadam", "meta_learner=prototypes", "insight.payloads=[scalars]",
+    ],
     "mixture-of-experts": [*MIXTURE, "model=moe", "model.hidden=[3]", "strategy=fedavg"],
     "fedem": [*MIXTURE, "model=linear", "strategy=fedem", "strategy.fraction_train=0.5"],
     "ifca": [  # cut and resumed in the middle of its trials, and after them

@@ -156,6 +156,7 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ["strategy=local_global", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=insight"],
+        ["meta_learner=prototypes", "strategy=fedavg"],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
         ["strategy=fedproto", "training.reset_optimizer=false"],

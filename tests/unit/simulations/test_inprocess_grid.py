@@ -203,6 +203,7 @@ def test_an_unknown_node_and_a_broadcast() -> None:
         ["strategy=local", "training.reset_optimizer=false"],
         ["strategy=insight"],
         ["strategy=insight", *DIGITS],
+        ["strategy=fedavg", "meta_learner=prototypes", *DIGITS],
         ["strategy=fedem", *DIGITS],
         ["strategy=ifca", "strategy.restart_rounds=1", "training.reset_optimizer=false"],
         ["strategy=local_global"],
