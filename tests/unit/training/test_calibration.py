@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmoe.data.federation import Task
 from fedmoe.models import Linear, parameters_of
-from fedmoe.training.calibration import BINS, calibration_error, calibration_gaps
+from fedmoe.training.calibration import calibration_error, calibration_gaps
 from fedmoe.training.evaluation import Evaluation, evaluate_cohort
 from fedmoe.training.pool import Pool
 
@@ -19,11 +19,11 @@ TASK = Task(kind="classification", num_features=3, num_outputs=4)
 
 def error_written_out(probs_nO: Any, target_n: Any) -> float:
     """Guo et al. 2017, equation 3, with bins ((m - 1) / M, m / M]."""
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
     for probs_O, target in zip(probs_nO, target_n, strict=True):
         named = int(np.argmax(probs_O))
         confidence = float(probs_O[named])
-        bins[math.ceil(confidence * BINS) - 1].append((confidence, named == target))
+        bins[math.ceil(confidence * 15) - 1].append((confidence, named == target))
     error = 0.0
     for one in bins:
         if one:
