@@ -43,9 +43,7 @@ def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
     return epochs_C
 
 
-def guided_rates(
-    experiment: Experiment, held: Held, terms: Sequence[Term], clients: int
-) -> Tensor:
+def guided_rates(experiment: Experiment, held: Held, terms: Sequence[Term], clients: int) -> Tensor:
     """(C,) learning rates of the clients, for a loss to which terms are added.
 
     A rehearsal of weight w makes the loss (own + w rehearsed) / (1 + w), a mean as without it, so

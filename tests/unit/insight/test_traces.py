@@ -20,7 +20,7 @@ def test_it_is_a_loop_over_samples(fewest: int, clip: float | None) -> None:
         for c in range(CLASSES):
             own = [x for x, y in samples_of(sources, client) if y == c]
             if clip is not None:
-                own = [x * min(1, clip / np.linalg.norm(x)) for x in own]
+                own = [x * min(1.0, clip / float(np.linalg.norm(x))) for x in own]
             expected = 0.0
             if len(own) >= fewest:
                 mean = sum(own) / len(own)

@@ -22,8 +22,9 @@ WORDS = [
     "data.num_features=4", "data.num_classes=3", "partition=natural", "model=linear",
 ]  # fmt: skip
 PROTOTYPES = 4 * 3 * (4 + 1)  # bytes: sums and counts of three classes of four features
-INSIGHT = [*WORDS, "strategy=insight"]
-FEDAVG = [*WORDS, "strategy=fedavg", "meta_learner=prototypes"]
+ONE_PAYLOAD = "meta_learner.prototypes.of=federation"
+INSIGHT = [*WORDS, "strategy=insight", ONE_PAYLOAD]
+FEDAVG = [*WORDS, "strategy=fedavg", "meta_learner=prototypes", ONE_PAYLOAD]
 
 
 class Rounds:
