@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from fedmoe.config import load_config
+from fedmoe.data.federation import FederatedData
 from fedmoe.data.load import load_federation
 from fedmoe.insight.clusters import Clusters, cluster_clients
 from fedmoe.insight.payloads import Facts, Payloads, Sources
@@ -110,7 +111,8 @@ def test_who_tells_of_no_class_is_in_no_cluster() -> None:
         array[2] = 0
     found = cluster_clients(*told)
     np.testing.assert_array_equal(found.label_K, [0, 1, -1, 1])
-    nothing = cluster_clients(*(0 * array for array in told))
+    count, total, spread = (0 * array for array in told)
+    nothing = cluster_clients(count, total, spread)
     assert (nothing.count, nothing.log_odds) == (0, 0.0)
     np.testing.assert_array_equal(nothing.label_K, -1)
 
@@ -135,6 +137,7 @@ def digits(partition: str, seed: int) -> tuple[Told, Any]:
     """What 40 clients with some 31 samples of the digits each tell, and their groups."""
     config = load_config([f"+experiment=regimes/{partition.split()[0]}", *partition.split()[1:]])
     federation = load_federation(config.data, config.partition, seed)
+    assert isinstance(federation, FederatedData)
     parts = [federation.client(k, "train") for k in range(federation.num_clients)]
     longest = max(len(y) for _, y in parts)
     x = torch.zeros(len(parts), longest, federation.task.num_features)
