@@ -24,6 +24,7 @@ estimated from the features' variances it is overconfident, since features go to
 Letters: K clients, G clusters (of one client, at first), O classes, D features.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -38,18 +39,19 @@ _LEAST = 1e-3  # of t, that other meanings are apart
 _AT_ONCE = 100  # clients that are compared with each other; others join the clusters of these
 
 
-class Clusters(NamedTuple):
+@dataclass(frozen=True)
+class Clusters:
     """Who goes with whom.
 
     Attributes:
         label_K: each client's cluster, in the order of their first members; -1 for a client that
             told of no class.
-        number: how many clusters.
+        count: how many clusters.
         log_odds: that the two most alike clusters are one, below 0; 0 with fewer than two.
     """
 
     label_K: NDArray[np.int64]
-    number: int
+    count: int
     log_odds: float
 
 
@@ -135,8 +137,7 @@ def _scales(count_KO: Doubles, mean_KOD: Doubles, spread_KO: Doubles) -> _Scales
 def _distances(a_XAD: Doubles, b_XBD: Doubles) -> Doubles:
     """(X, A, B) squared distances of each vector of one kind from each of the other."""
     a_XA1, b_X1B = (a_XAD**2).sum(axis=2)[:, :, None], (b_XBD**2).sum(axis=2)[:, None, :]
-    square_XAB = a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1)
-    return np.asarray(np.maximum(square_XAB, 0))
+    return np.asarray(np.maximum(a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1), 0))
 
 
 def _log_odds(a: _Groups, b: _Groups, scales: _Scales) -> Doubles:

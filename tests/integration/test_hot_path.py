@@ -197,6 +197,8 @@ def with_bad_client(experiment: Experiment, client: int) -> Experiment:
 
 
 MLP = ["model=mlp", "model.hidden=[5]"]
+# All clients are told the same; clusters of clients are told each their own.
+ALIKE = "meta_learner.prototypes.of=federation"
 OURS: list[Any] = [
     pytest.param([*MLP, "strategy=fedavg"], id="fedavg"),
     pytest.param(["model=linear", "strategy=fedavg"], id="fedavg-linear"),
@@ -229,7 +231,7 @@ RECORDING = {
     "_is_constant", "RunDirectory._append",
 }  # fmt: skip
 LISTING = {
-    "StackedFedAvg.sample", "CohortGrid._deliver", "Broadcast.take", "merged",
+    "StackedFedAvg.choose", "CohortGrid._deliver", "Broadcast.take", "merged",
     "ReplyGuard._inspect_columns",
 }  # fmt: skip
 LINES_PER_CLIENT = 60
@@ -299,7 +301,8 @@ ASKING = {
 
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize(
-    "words", [["strategy=insight"], ["strategy=fedavg", "meta_learner=prototypes"]], ids=str
+    "words", [["strategy=insight", ALIKE], ["strategy=fedavg", "meta_learner=prototypes", ALIKE]],
+    ids=["insight", "fedavg"],
 )
 def test_insights_are_columns(words: list[str], evaluated: bool) -> None:
     few, many = (costs_of([*MLP, *words], count)[evaluated] for count in (FEW, MANY))

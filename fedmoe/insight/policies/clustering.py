@@ -23,5 +23,5 @@ def clusters_in(memory: Memory, most: int | None = None) -> tuple[NDArray[np.int
     clients, told = memory.collect(*CLUSTER_ARRAYS)
     if not len(clients):
         return clients, Clusters(clients, 0, 0.0)
-    count_KO, sum_KOD, spread_KO = (told[name] for name in CLUSTER_ARRAYS)
-    return clients, cluster_clients(count_KO, sum_KOD, spread_KO, most)
+    count_KO, sum_KOD, trace_KO = (told[name] for name in CLUSTER_ARRAYS)
+    return clients, cluster_clients(count_KO, sum_KOD, trace_KO, most)

@@ -55,7 +55,7 @@ class ExpertAssignment(Policy):
         self._learned = revision
         clients, found = clusters_in(memory, self.setting.num_experts)
         label_K = self._named(clients, found)
-        assigned = label_K >= 0 if found.number > 1 else np.full(len(clients), False)
+        assigned = label_K >= 0 if found.count > 1 else np.full(len(clients), False)
         self._cluster_of = dict(
             zip(clients[assigned].tolist(), label_K[assigned].tolist(), strict=True)
         )
@@ -66,7 +66,7 @@ class ExpertAssignment(Policy):
             for cluster in sorted(set(self._cluster_of.values()))
         }
         self.decisions = {
-            "clients": len(clients), "clusters": found.number, "log_odds_of_fewer": found.log_odds,
+            "clients": len(clients), "clusters": found.count, "log_odds_of_fewer": found.log_odds,
             "sizes": np.bincount(found.label_K[found.label_K >= 0]).tolist(),
         }  # fmt: skip
 
@@ -78,11 +78,9 @@ class ExpertAssignment(Policy):
         from scipy.optimize import linear_sum_assignment  # slow to import
 
         before_K = np.array([self._cluster_of.get(client, -1) for client in clients.tolist()])
-        numbers = max(
-            found.number, self.setting.num_experts or 0, int(before_K.max(initial=-1)) + 1
-        )
+        numbers = max(found.count, self.setting.num_experts or 0, int(before_K.max(initial=-1)) + 1)
         both_K = (before_K >= 0) & (found.label_K >= 0)
-        common_GN = np.zeros((found.number, numbers))
+        common_GN = np.zeros((found.count, numbers))
         np.add.at(common_GN, (found.label_K[both_K], before_K[both_K]), 1)
         _, number_G = linear_sum_assignment(common_GN, maximize=True)
         return np.where(found.label_K >= 0, np.append(number_G, -1)[found.label_K], -1)

@@ -101,7 +101,7 @@ def test_clusters_are_those_of_the_formulas(apart: float, most: int | None) -> N
         told = clients_of([0, 1, 0, 2, 2, 1, 0, 2, 1], seed, apart)
         mine, theirs = cluster_clients(*told, most), by_loops(*told, most)
         np.testing.assert_array_equal(mine.label_K, theirs.label_K)
-        assert mine.number == theirs.number
+        assert mine.count == theirs.count
         np.testing.assert_allclose(mine.log_odds, theirs.log_odds, rtol=1e-9)
 
 
@@ -113,30 +113,31 @@ def test_who_tells_of_no_class_is_in_no_cluster() -> None:
     np.testing.assert_array_equal(found.label_K, [0, 1, -1, 1])
     count, total, spread = (0 * array for array in told)
     nothing = cluster_clients(count, total, spread)
-    assert (nothing.number, nothing.log_odds) == (0, 0.0)
+    assert (nothing.count, nothing.log_odds) == (0, 0.0)
     np.testing.assert_array_equal(nothing.label_K, -1)
 
 
 def test_clients_without_a_common_class_are_not_told_apart() -> None:
     count = np.array([[5.0, 0.0], [0.0, 4.0]])
     found = cluster_clients(count, count[..., None] * np.array([1.0, 9.0]), count * 0.1)
-    assert found.number == 1
+    assert found.count == 1
 
 
 def test_many_clients_are_clustered_as_few_are() -> None:
     """More than are compared with each other: some join, and a rare rule is found among them."""
     rules = [0] * 150 + [1] * 150 + [2] * 3
     found = cluster_clients(*clients_of(rules, seed=3))
-    assert found.number == 3
+    assert found.count == 3
     assert adjusted_rand_score(rules, found.label_K) == 1.0
     two = cluster_clients(*clients_of(rules, seed=3), 2)
-    assert two.number == 2 and set(two.label_K.tolist()) == {0, 1}
+    assert two.count == 2 and set(two.label_K.tolist()) == {0, 1}
 
 
 def digits(partition: str, seed: int) -> tuple[Told, Any]:
     """What 40 clients with some 31 samples of the digits each tell, and their groups."""
     config = load_config([f"+experiment=regimes/{partition.split()[0]}", *partition.split()[1:]])
     federation = load_federation(config.data, config.partition, seed)
+    assert isinstance(federation, FederatedData)
     parts = [federation.client(k, "train") for k in range(federation.num_clients)]
     longest = max(len(y) for _, y in parts)
     x = torch.zeros(len(parts), longest, federation.task.num_features)
@@ -155,7 +156,6 @@ def digits(partition: str, seed: int) -> tuple[Told, Any]:
     told = by_name["prototypes"].make(sources) | by_name["traces"].make(sources)
     names = ("prototype_count", "prototype_sum", "class_trace")
     count, total, spread = (told[name].double().numpy() for name in names)
-    assert isinstance(federation, FederatedData)
     return (count, total, spread), federation.group_K
 
 
@@ -173,4 +173,4 @@ def test_four_groups_of_digits_are_found_from_insights_alone(regime: str) -> Non
 )
 def test_like_clients_are_one_cluster_however_skewed_their_classes_are(regime: str) -> None:
     for seed in range(10):
-        assert cluster_clients(*digits(regime, seed)[0]).number == 1
+        assert cluster_clients(*digits(regime, seed)[0]).count == 1
