@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fedmoe.models import Expert as Expert
     from fedmoe.models import Router as Router
     from fedmoe.serving import Server as Server
+    from fedmoe.tracking import insights_frame as insights_frame
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Router",
     "Server",
     "__version__",
+    "insights_frame",
     "load_config",
 ]
 
@@ -29,6 +31,7 @@ _HOMES = {
     "MetaLearner": "fedmoe.insight",
     "Router": "fedmoe.models",
     "Server": "fedmoe.serving",
+    "insights_frame": "fedmoe.tracking",
     "load_config": "fedmoe.config",
 }
 

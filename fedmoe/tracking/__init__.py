@@ -10,6 +10,7 @@ from fedmoe.tracking.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fedmoe.tracking.insight_frame import insights_frame
 from fedmoe.tracking.log import FILE_ONLY, configure_logging
 from fedmoe.tracking.plots import plot_learning, plot_partition, plot_routing
 from fedmoe.tracking.progress import Progress, open_progress
@@ -23,6 +24,7 @@ __all__ = [
     "RunDirectory",
     "configure_logging",
     "git_commit",
+    "insights_frame",
     "latest_checkpoint",
     "load_checkpoint",
     "open_progress",

@@ -22,8 +22,8 @@ def calibration_gaps(y_COn: Tensor, correct_Cn: Tensor, real_Cn: Tensor) -> Tens
     """
     top_C1n = y_COn.max(dim=1, keepdim=True).values
     confidence_Cn = (y_COn - top_C1n).exp().sum(dim=1).reciprocal()
-    # Bin m is ((m - 1) / M, m / M].
-    bin_Cn = (confidence_Cn * BINS).ceil().clamp(1, BINS).long() - 1
+    # Bin m is ((m - 1) / M, m / M]; NaN, of padding or a model that diverged, goes to any.
+    bin_Cn = (confidence_Cn * BINS).nan_to_num().ceil().clamp(1, BINS).long() - 1
     gap_Cn = (correct_Cn - confidence_Cn).where(real_Cn, 0.0)
     return gap_Cn.new_zeros(len(gap_Cn), BINS).scatter_add_(1, bin_Cn, gap_Cn)
 

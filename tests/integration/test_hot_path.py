@@ -27,6 +27,7 @@ from fedmoe.clients import Experiment, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
 from fedmoe.guard.routing import RoutingCheck
+from fedmoe.insight import Insight
 from fedmoe.messages.arrays import dtype_name, to_record
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.routing_scores import ROUTING_FILE
@@ -36,7 +37,7 @@ from fedmoe.strategies import build_strategy
 from fedmoe.tracking import RunDirectory
 
 FEW, MANY = 20, 100
-COUNTED = (Message, ArrayRecord, Array, RecordDict, MetricRecord, ConfigRecord)
+COUNTED = (Message, ArrayRecord, Array, RecordDict, MetricRecord, ConfigRecord, Insight)
 SOURCES = str(Path(fedmoe.__file__).parent)
 WORDS = [
     "data=synthetic_mixture", "data.samples_per_client=30", "data.num_features=4",
@@ -55,7 +56,8 @@ class Costs:
     """Counts over one round.
 
     Attributes:
-        made: objects of Flower's made, by class; a `CohortRecord` is an `ArrayRecord`, too.
+        made: objects of Flower's made, and insights, by class; a `CohortRecord` is an
+            `ArrayRecord`, too.
         operators: tensor operators called, backward passes included, by name.
         moved: bytes that operators put out which only move numbers (`MOVES`); NumPy's copies,
             which are of row numbers, are not counted.
@@ -152,6 +154,7 @@ def _costs_of(words: tuple[str, ...], clients: int) -> tuple[Costs, Costs]:
 
         def on_round(record: RoundRecord) -> None:
             directory.append_columns("clients.jsonl", record.clients)
+            directory.append_columns("insights.jsonl", record.insights)
             directory.append("metrics.jsonl", record.metrics)
             if record.routing is not None:
                 directory.append(ROUTING_FILE, record.routing.as_json())
@@ -284,19 +287,28 @@ def test_flowers_own_strategy_looks_at_every_message(evaluated: bool) -> None:
     assert many.lines.total() - few.lines.total() > 2 * LINES_PER_CLIENT * (MANY - FEW)
 
 
-def test_insights_are_made_one_by_one_but_no_messages() -> None:
-    """An insight is a record of its own; what it came in is not."""
-    words = [*MLP, "strategy=insight"]
-    for evaluated in (False, True):
-        few, many = costs_of(words, FEW)[evaluated], costs_of(words, MANY)[evaluated]
-        assert few.made == many.made
-        assert few.saved == many.saved
-        names = grown(few, many)
-        assert {name.partition(".")[0] for name in names - RECORDING - LISTING} <= {
-            "Broadcast", "message_sizes", "Insight", "InsightExchange", "Memory", "MetaLearner",
-            "RunDirectory", "aggregate",
-            "to_json", "prototypes", "_client_means", "_stack", "apply", "RoundLoop",
-        }, names  # fmt: skip
+# What each client is asked and told is looked up, and whose insight it is; what it tells is not.
+ASKING = {
+    "Broadcast.distinct", "Exchange._accept", "Exchange._lacking", "Exchange._note",
+    "Exchange.accepted", "Exchange.ask", "Exchange.begin", "Exchange.doubtful",
+    "Exchange.observe", "Insights.aggregate_train", "Latest.examples_of",
+    "MetaLearner.guidance", "Prior.advise", "Prototypes.advise", "RoundInsights.lines",
+    "message_sizes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize(
+    "words", [["strategy=insight"], ["strategy=fedavg", "meta_learner=prototypes"]], ids=str
+)
+def test_insights_are_columns(words: list[str], evaluated: bool) -> None:
+    few, many = (costs_of([*MLP, *words], count)[evaluated] for count in (FEW, MANY))
+    assert (few.made, few.saved, few.operators) == (many.made, many.saved, many.operators)
+    assert not many.made["Insight"]
+    names = grown(few, many)
+    assert "Exchange.ask" in names
+    assert names <= RECORDING | LISTING | ASKING
+    assert many.lines.total() - few.lines.total() <= 2 * LINES_PER_CLIENT * (MANY - FEW)
 
 
 @pytest.mark.parametrize(

@@ -413,18 +413,30 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"experts": Expert(0).times(2), "model": "linear"},
         "model=linear: experts and routers are for model=moe",
     ),
-    "strategy": (
-        {
-            "meta_learner": MetaLearner(MetaLearnerConfig()),
-            "overrides": ["strategy=stock", "strategy.class_name=FedMedian"],
-        },
-        "strategy=stock: meta_learner and insight.payloads go with fedmoe's own strategies",
-    ),
     "composed": (
         {"config": load_config(), "overrides": ["rounds=3"]},
         "config is composed already: it takes no overrides or keywords",
     ),
 }
+
+
+def test_a_meta_learner_goes_with_any_strategy_of_ours() -> None:
+    learner = MetaLearner()
+    server = Server(meta_learner=learner, overrides=RUNS["fedavg"])
+    server.run(rounds=3)
+    assert (server.meta_learner, server.config.strategy.name) == (learner, "fedavg")
+    assert len(server.memory) == 18
+    assert "prototypes" in learner.guidance(0).parts
+    words = [*RUNS["fedavg"], "meta_learner=[prior,prototypes]", "rounds=3"]
+    assert_same_run(path_of(server), simulated("command", *words))
+
+
+@pytest.mark.parametrize("learner", [MetaLearner(), MetaLearner(MetaLearnerConfig())])
+def test_a_meta_learner_does_not_go_with_flowers_own(learner: MetaLearner) -> None:
+    words = [*CLASSES, "strategy=stock", "strategy.class_name=FedMedian"]
+    server = Server(meta_learner=learner, overrides=words)
+    with pytest.raises(ConfigError, match=r"strategy=stock: meta_learner and insight\.payloads go"):
+        _ = server.strategy
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -85,7 +85,13 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "memory_rounds": 50,
             "memory_bytes": 67_108_864,
         },
-        "meta_learner": {"prior": None, "prototypes": None},
+        "meta_learner": {
+            "prior": None,
+            "prototypes": None,
+            "step_size": None,
+            "hyperparameters": None,
+            "selection": None,
+        },
         "runtime": {
             "name": "inprocess",
             "timeout": 3600.0,

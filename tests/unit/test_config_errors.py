@@ -56,7 +56,10 @@ MISTAKES = [
         "meta_learner.prototypes.strength=1: no such key; it belongs to meta_learner=prototypes. "
         "Allowed in meta_learner: nothing",
     ),
-    (["meta_learner=[prior,x]"], "meta_learner=[prior,x]: no such option; Allowed: none, prior"),
+    (
+        ["meta_learner=[prior,x]"],
+        "meta_learner=[prior,x]: no such option; Allowed: hyperparameters, none, prior",
+    ),
     # a group within a group
     (["model.router.top_k=1"], "model.router.top_k=1: no such key; it belongs to model=moe. All"),
     (["model/router=prior"], "model/router=prior: it belongs to model=moe"),
@@ -95,7 +98,7 @@ MISTAKES = [
     (["experiment=insigt"], "experiment=insigt: no such option; did you mean insight? Allowed: "),
     (
         ["+experiment=[moe,x]"],
-        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadam",
+        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadagrad, fedadam",
     ),
     (["hydra/launcher=nope"], "hydra/launcher=nope: no such option; Allowed: basic"),
     (["model.name=mpl"], "model.name=mpl: no such option; did you mean mlp? Allowed: custom, lin"),

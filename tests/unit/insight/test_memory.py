@@ -129,6 +129,7 @@ def test_of_payloads_those_told_first_go_first() -> None:
     for round, client in enumerate([0, 1, 0, 2, 3, 4], start=1):
         memory.add([insight(client, round, scale=client + 1)])
         assert memory.nbytes <= memory.max_bytes
+        assert len(sums(memory)) <= 3 and (client != 3 or sums(memory).keys() == {0, 2, 3})
     assert sums(memory) == {2: 3, 3: 4, 4: 5}  # 1 was told first, then 0
     assert memory.dropped["payloads"] == 2
     memory.add([insight(1, 7, scale=9)])

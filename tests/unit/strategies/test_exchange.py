@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedmoe.clients import answer, load_experiment
 from fedmoe.config import load_config, to_json
 from fedmoe.guard import ReplyGuard
 from fedmoe.messages.arrays import content_bytes, to_record
+from fedmoe.messages.replies import Replies
 from fedmoe.messages.words import get_guidance, get_insight, wanted_payloads
 from fedmoe.schema import ExperimentConfig
 from fedmoe.simulations import ContextGrid, InProcessGrid
@@ -33,7 +34,8 @@ class Rounds:
         strategy: with insights.
         grid: with the clients' contexts.
         sent: the last round's messages.
-        replies: what came back, by client.
+        replies: what came back, by client: columns, or messages that may be changed.
+        failures: what the guard found, by client.
     """
 
     def __init__(self, words: Sequence[str], *, columns: bool = False) -> None:
@@ -45,8 +47,8 @@ class Rounds:
         )
         self.strategy = self.built()
         self.round = 0
-        self.sent: list[Message] = []
-        self.replies: list[Message] = []
+        self.sent: Sequence[Message] = []
+        self.replies: Sequence[Message] = []
         self.failures: dict[int, str] = {}
 
     def built(self) -> Insights:
@@ -57,18 +59,18 @@ class Rounds:
     def ask(self) -> None:
         self.round += 1
         weights = to_record(self.experiment.shared)
-        made = self.strategy.configure_train(self.round, weights, ConfigRecord(), self.grid)
-        self.made = made
-        self.sent = list(made)
+        sent = self.strategy.configure_train(self.round, weights, ConfigRecord(), self.grid)
+        assert isinstance(sent, Sequence)
+        self.sent = sent
 
     def receive(self) -> None:
-        assert isinstance(self.made, Sequence)
-        self.came = self.grid.send_and_receive(self.made)
-        self.replies = list(self.came)
+        came = self.grid.send_and_receive(self.sent)
+        columns = isinstance(self.grid, InProcessGrid) and isinstance(came, Replies)
+        self.replies = came if columns else list(came)  # type: ignore[assignment]
 
     def learn(self) -> None:
         guard = ReplyGuard(self.config.runtime, self.strategy)
-        found = guard.inspect(self.made, self.replies)  # type: ignore[arg-type]
+        found = guard.inspect(self.sent, self.replies)
         self.failures = {node - 2: reason for node, reason in found.failures.items()}
         self.strategy.aggregate_train(self.round, found.good)
 
@@ -186,12 +188,46 @@ def test_what_is_no_longer_advised_is_not_told_for_ever() -> None:
     assert [len(has) for has in rounds.strategy.exchange.told.values()] == 5 * [2]
 
 
+@pytest.mark.parametrize("words", [INSIGHT, FEDAVG], ids=["insight", "fedavg"])
+def test_a_cohort_tells_what_its_clients_would_tell_one_by_one(words: list[str]) -> None:
+    def alone(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        return [answer([m], [c])[0] for m, c in zip(messages, contexts, strict=True)]
+
+    some = [*words, "strategy.fraction_train=0.6"]
+    together, apart = Rounds(some, columns=True), Rounds(some)
+    apart.grid = ContextGrid(to_json(apart.config), 5, alone)
+    for _ in range(4):
+        mine, theirs = (one.go().strategy.insight_lines for one in (together, apart))
+        assert (together.asked, together.told) == (apart.asked, apart.told)
+        assert mine["payload_bytes"] == theirs["payload_bytes"]
+        for name in mine.keys() - {"payload_bytes"}:
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
+
+
 # ------------------------------------------------------------------------------ refusals
 
 
-@pytest.mark.parametrize("columns", [True, False])
-def test_a_payload_that_was_not_asked_for_is_refused(columns: bool) -> None:
-    rounds = Rounds(INSIGHT, columns=columns).go()
+def test_columns_that_were_not_asked_for_are_refused() -> None:
+    """As messages are: all five, who are answered together."""
+    rounds = Rounds(INSIGHT, columns=True)
+    told = []
+    for _ in range(2):
+        rounds.ask()
+        rounds.receive()
+        came = rounds.replies
+        assert isinstance(came, Replies)
+        told.append(came.parts[0].records.get("payload"))
+        if len(told) == 2:
+            assert told[0] is not None and told[1] is None
+            came.parts[0].records["payload"] = told[0]
+        rounds.learn()
+    reason = "insight payload prototypes was not asked for"
+    assert rounds.failures == dict.fromkeys(range(5), reason)
+    assert rounds.strategy.new_insights == []
+
+
+def test_a_payload_that_was_not_asked_for_is_refused() -> None:
+    rounds = Rounds(INSIGHT).go()
     first = rounds.replies
     rounds.ask()
     rounds.receive()
