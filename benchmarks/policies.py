@@ -4,10 +4,11 @@
         [--records runs/policies.jsonl]
     python benchmarks/policies.py --quick
 
-`step_size` and `hyperparameters` where the learning rate is a tenth, once, and ten times the
-default; `selection` where a tenth or a fifth of the clients train in a round. A cell is the mean
-round in which the mean validation accuracy first reached the target, with a 95 % confidence
-interval over seeds by bootstrap; a run that did not reach it counts as one round more than it had.
+`step_size` and `hyperparameters` (with factors up to 3, and up to 1) where the learning rate is a
+tenth, once, and ten times the default; `selection` where a tenth or a fifth of the clients train in
+a round. A cell is the mean round in which the mean validation accuracy first reached the target,
+with a 95 % confidence interval over seeds by bootstrap; a run that did not reach it counts as one
+round more than it had.
 Each finished run is a line of the records: after Ctrl-C the same command goes on where it was.
 Leaves policies.md under --out.
 """
@@ -45,6 +46,10 @@ _RATE_POLICIES = {
     _NONE: (),
     "step_size": ("meta_learner=step_size",),
     "hyperparameters": ("meta_learner=hyperparameters",),
+    "hyperparameters, none larger": (
+        "meta_learner=hyperparameters",
+        "meta_learner.hyperparameters.learning_rates=[0.1,0.3,1.0]",
+    ),
 }
 _SELECTIONS = {
     _NONE: (),

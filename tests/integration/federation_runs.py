@@ -71,7 +71,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "sampled": [*CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5"],
     "sampled-insight": [*REGRESSION, "strategy=insight", "strategy.fraction_train=0.5"],
-    "policies": [
+    "insight-policies": [
         *CLASSES, "strategy=fedavg", "strategy.fraction_train=0.5",
         "meta_learner=[step_size,hyperparameters,selection]", "meta_learner.step_size.per=client",
         "meta_learner.hyperparameters.epochs=[1,3]",

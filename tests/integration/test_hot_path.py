@@ -301,7 +301,8 @@ ASKING = {
 
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize(
-    "words", [["strategy=insight", ALIKE], ["strategy=fedavg", "meta_learner=prototypes", ALIKE]],
+    "words",
+    [["strategy=insight", ALIKE], ["strategy=fedavg", "meta_learner=prototypes", ALIKE]],
     ids=["insight", "fedavg"],
 )
 def test_insights_are_columns(words: list[str], evaluated: bool) -> None:

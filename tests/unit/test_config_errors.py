@@ -95,7 +95,7 @@ MISTAKES = [
     (["experiment=insigt"], "experiment=insigt: no such option; did you mean insight? Allowed: "),
     (
         ["+experiment=[moe,x]"],
-        "+experiment=[moe,x]: no such option; Allowed: ditto, fedad",
+        "+experiment=[moe,x]: no such option; Allowed: ditto, fedadagrad, fedadam",
     ),
     (["hydra/launcher=nope"], "hydra/launcher=nope: no such option; Allowed: basic"),
     (["model.name=mpl"], "model.name=mpl: no such option; did you mean mlp? Allowed: custom, lin"),

@@ -104,10 +104,7 @@ def test_exploration_falls_by_its_decay_from_round_to_round() -> None:
 
 def test_among_the_useful_oort_draws_by_utility() -> None:
     memory = Memory(3)
-    told: dict[str, list[float]] = {
-        "num_examples": [10, 10, 10], "final_loss": [3.0, 2.0, 1.0]
-    }  # fmt: skip
-    add_round(memory, 1, told)
+    add_round(memory, 1, {"num_examples": [10, 10, 10], "final_loss": [3.0, 2.0, 1.0]})
     config = replace(CONFIG, cut_off=1e-9, clip=1.0)
     utility = utilities(np.full(3, 10), np.array([3.1, 2.1, 1.1]), np.ones(3, np.int64), 9, 1.0)
     asked = [choose(policy(config, seed), memory, 3, 1, 9).item() for seed in range(600)]
