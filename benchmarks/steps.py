@@ -118,7 +118,9 @@ class Work:
         model, cohort, clients = self.model(), self.cohort, len(self.cohort.client_C)
         opaque = {f"inner.{key}": value for key, value in cohort.params.items()}
         rehearsal = Rehearsal(
-            torch.randn(clients, OUTPUTS, FEATURES), torch.full((clients, OUTPUTS), 0.1)
+            torch.randn(clients, OUTPUTS, FEATURES),
+            torch.eye(OUTPUTS).expand(clients, -1, -1),
+            torch.full((clients, OUTPUTS), 0.1),
         )
         by_autograd = self.way(model, cohort)
 

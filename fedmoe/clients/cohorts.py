@@ -78,7 +78,7 @@ def cohort_of(
     wide = job.each(params)
     asked, insight = list[Term](), False
     if isinstance(request, TrainRequest):
-        asked = guided_terms(request, job.guidance, job.samples, wide)
+        asked = guided_terms(job.experiment, request, job.guidance, job.samples, wide)
         prior = guided_prior(job.experiment, job.guidance, job.samples.count_C) or prior
         insight = request.settings.payloads is not None
     return Cohort(

@@ -3,7 +3,7 @@
 Letters: C clients of the cohort, D features, P = D + 1 coefficients, O outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,25 +13,50 @@ from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.guidance import Held
 from fedmoe.clients.requests import TrainRequest
 from fedmoe.data.federation import Ints
+from fedmoe.insight.payloads.products import unpacked_tensor
 from fedmoe.models import Parameters
 from fedmoe.models.linear import Linear
+from fedmoe.training.class_gaussians import ClassGaussians, gaussian_rehearsal
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Proximal, Rehearsal, Term
 from fedmoe.training.trust import prototype_trust
 
 
 def guided_terms(
-    request: TrainRequest, held: Held, samples: Samples, start: Parameters
+    experiment: Experiment, request: TrainRequest, held: Held, samples: Samples, start: Parameters
 ) -> list[Term]:
-    """FedProx's term and rehearsal of prototypes, where they are asked for."""
+    """FedProx's term and rehearsal, where they are asked for."""
     terms: list[Term] = []
     if request.settings.proximal_mu:
         terms.append(Proximal(start, request.settings.proximal_mu))
     if "prototypes" in held.parts and "prototype_weight" in held.parts:
         prototypes_COD, weight_CO = held.parts["prototypes"], held.parts["prototype_weight"]
         trust_C = prototype_trust(*samples.padded(), prototypes_COD, weight_CO > 0)
-        terms.append(Rehearsal(prototypes_COD, weight_CO * trust_C[:, None]))
+        classes = weight_CO.shape[1]
+        target_COO = torch.eye(classes, device=weight_CO.device).expand(len(weight_CO), -1, -1)
+        terms.append(Rehearsal(prototypes_COD, target_COO, weight_CO * trust_C[:, None]))
+    if "gaussian_means" in held.parts:
+        terms.append(
+            gaussian_rehearsal(
+                _class_gaussians(held.parts), samples.padded(),
+                experiment.config.insight.rehearsed, seed=experiment.config.seed,
+                round=request.settings.round, client_C=request.clients,
+            )
+        )  # fmt: skip
     return terms
+
+
+def _class_gaussians(parts: Mapping[str, Tensor]) -> ClassGaussians:
+    mean_COD = parts["gaussian_means"]
+    residual_COD, clients = parts["gaussian_residual"], len(mean_COD)
+    if residual_COD.dim() == 2:
+        residual_COD = residual_COD.unsqueeze(1).expand_as(mean_COD)
+    basis_CDr = mean_COD.new_zeros(clients, mean_COD.shape[2], 0)
+    spread_COrr = mean_COD.new_zeros(*mean_COD.shape[:2], 0, 0)
+    if "gaussian_spread" in parts:
+        basis_CDr = parts["gaussian_basis"]
+        spread_COrr = unpacked_tensor(parts["gaussian_spread"])
+    return ClassGaussians(mean_COD, basis_CDr, spread_COrr, residual_COD, parts["gaussian_weight"])
 
 
 def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:

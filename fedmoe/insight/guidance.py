@@ -3,7 +3,8 @@
 Parts are arrays that a client keeps until it is told others, so that each travels once; numbers
 hold for one round.
 
-Letters: O outputs (classes), D features, P = D + 1 coefficients of a linear model with bias.
+Letters: O outputs (classes), D features, P = D + 1 coefficients of a linear model with bias, r
+directions.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Task
+from fedmoe.insight.payloads.gaussians import covariance_of
+from fedmoe.insight.payloads.products import is_negative, unpacked
 from fedmoe.schema import InsightConfig
 
 # By name: what a part is, and its shape for a task.
@@ -22,10 +25,16 @@ from fedmoe.schema import InsightConfig
 #   prototypes: mean input of each class over the federation; rows of unknown classes are 0
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
 #   gaussian_basis: directions, one a column, in which clients tell how their classes spread
+#   gaussian_means: mean of each class; rows of unknown classes are 0
+#   gaussian_spread: covariance of each class in those directions, packed
+#   gaussian_residual: variances that the directions leave; each class's where there are none
+#   gaussian_weight: weight of each class's rehearsal; 0 where nothing is known of it
 #   expert: 1 + the expert of a mixture at which a client's prior begins and is held
 PARTS = (
-    "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis", "expert",
+    "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis",
+    "gaussian_means", "gaussian_spread", "gaussian_residual", "gaussian_weight", "expert",
 )  # fmt: skip
+_VARIANCES = ("gaussian_residual", "gaussian_weight")
 # What a number is:
 #   learning_rate: factor on the configured learning rate; factors of several policies multiply
 #   epochs: passes over the client's data in place of the configured ones
@@ -35,13 +44,19 @@ NUMBERS = ("learning_rate", "epochs")
 def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
     """The shape that each part must have."""
     features, outputs = task.num_features, task.num_outputs
+    rank = min(config.rank, features)
+    by_class = covariance_of(config, features) == "diagonal"
     return {
         "prior_mean": (features + 1, outputs),
         "prior_ratio": (),
         "prototypes": (outputs, features),
         "prototype_weight": (outputs,),
         "expert": (),
-        "gaussian_basis": (features, min(config.rank, features)),
+        "gaussian_basis": (features, rank),
+        "gaussian_means": (outputs, features),
+        "gaussian_spread": (outputs, rank * (rank + 1) // 2),
+        "gaussian_residual": (outputs, features) if by_class else (features,),
+        "gaussian_weight": (outputs,),
     }
 
 
@@ -76,8 +91,8 @@ class Guidance:
         """Refuse guidance that does not fit.
 
         Raises:
-            ValueError: an unknown part, one of a wrong shape, or one that is not finite; a number
-                that is unknown or no positive one.
+            ValueError: an unknown part, one of a wrong shape, one that is not finite or no
+                covariance; a number that is unknown or no positive one.
         """
         shapes = part_shapes(task, config)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
@@ -89,6 +104,12 @@ class Guidance:
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"guidance {name} is not finite")
+            if name in _VARIANCES and (array < 0).any():
+                raise ValueError(f"guidance {name} is below 0")
+            if name == "gaussian_spread":
+                spread_Orr = unpacked(array)
+                if is_negative(spread_Orr, np.trace(spread_Orr, axis1=1, axis2=2)).any():
+                    raise ValueError(f"guidance {name} is no covariance")
         for name, value in self.numbers.items():
             if not 0 < value < np.inf or (name == "epochs" and value != int(value)):
                 kind = "a whole number" if name == "epochs" else "a finite number"

@@ -24,6 +24,7 @@ from fedmoe.schema.experiment import (
 )
 from fedmoe.schema.insight import (
     ExpertAssignmentPolicyConfig,
+    GaussiansPolicyConfig,
     HyperparametersPolicyConfig,
     InsightConfig,
     MetaLearnerConfig,
@@ -118,6 +119,7 @@ __all__ = [
     "FedRepConfig",
     "FedYogiConfig",
     "FlightsConfig",
+    "GaussiansPolicyConfig",
     "HyperparametersPolicyConfig",
     "IfcaConfig",
     "IidConfig",

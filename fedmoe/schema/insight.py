@@ -38,9 +38,11 @@ class InsightConfig:
             for any.
         covariance: what `gaussians` tell of how classes spread: each class's and feature's
             squares (`diagonal`), the products of all pairs of features (`pooled` over the
-            classes, `class` for each), or a sketch of the pooled ones (`sketch`).
+            classes, `class` for each), a sketch of the pooled ones (`sketch`), or that of the last
+            three but `class` which takes fewest bytes (`auto`).
         rank: directions of `spreads`, in no more than there are features; a sketch has 20
             columns more.
+        rehearsed: samples that a client draws from classes' Gaussians in each round.
         sketch_size: numbers of `gradient_sketch`; of no more than there are features.
         sketch_rounds: it is told in the first so many.
         public: the inputs that `logits` are about: `held_out` takes them out of the data set,
@@ -56,8 +58,9 @@ class InsightConfig:
     min_count: Count
     min_count_squares: Count
     clip: Positive | None
-    covariance: Literal["diagonal", "pooled", "sketch", "class"]
+    covariance: Literal["auto", "diagonal", "pooled", "sketch", "class"]
     rank: Count
+    rehearsed: Count
     sketch_size: Count
     sketch_rounds: Count
     public: Literal["held_out", "gaussian"]
@@ -80,6 +83,19 @@ class PrototypesPolicyConfig:
         strength: weight of the rehearsal, against a client's own samples.
         of: whose means a client is told: those of the whole `federation`, or of the clients whose
             classes mean the same as its own (`cluster`).
+    """
+
+    strength: NonNegative
+    of: Literal["federation", "cluster"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GaussiansPolicyConfig:
+    """Gaussians of other clients' classes, of which each rehearses samples.
+
+    Attributes:
+        strength: weight of the rehearsal, against a client's own samples.
+        of: see `PrototypesPolicyConfig`.
     """
 
     strength: NonNegative
@@ -165,6 +181,7 @@ class MetaLearnerConfig:
 
     prior: PriorPolicyConfig | None = None
     prototypes: PrototypesPolicyConfig | None = None
+    gaussians: GaussiansPolicyConfig | None = None
     expert_assignment: ExpertAssignmentPolicyConfig | None = None
     step_size: StepSizePolicyConfig | None = None
     hyperparameters: HyperparametersPolicyConfig | None = None

@@ -232,9 +232,15 @@ class FedProtoConfig(StrategyBase):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class InsightExchangeConfig(StrategyBase):
-    """Insight exchange: no weights travel; the MetaLearner answers with guidance."""
+    """Insight exchange: no weights travel; the MetaLearner answers with guidance.
+
+    Attributes:
+        averaging: eta of the average over rounds that clients are scored with: the last
+            1 / (eta + 1) or so of the rounds count; `None` scores the model of the last round.
+    """
 
     name: Literal["insight"]
+    averaging: NonNegative | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

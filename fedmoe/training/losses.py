@@ -26,6 +26,11 @@ def cross_entropy(y: Tensor, target: Tensor) -> Tensor:
     return -log_probs.gather(0, classes.unsqueeze(0)).view(target.shape)
 
 
+def soft_cross_entropy(y: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in nats: logits (..., O) and probabilities (..., O) to (...)."""
+    return -(y.log_softmax(dim=-1) * target).sum(dim=-1)
+
+
 def squared_error(y: Tensor, target: Tensor) -> Tensor:
     """Squared error, mean over outputs: (..., O) and (..., O) to (...).
 

@@ -3,8 +3,8 @@
 Terms are added to the loss and differentiated, by autograd or by themselves; a prior is a
 proximal step of its own.
 
-Letters: C clients still active (A of all), B batch, O outputs (classes), D features, F width of
-the representation.
+Letters: C clients still active (A of all), B batch, M inputs rehearsed, O outputs (classes), D
+features, F width of the representation.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmoe.models.base import Forward, ModelOutput, Parameters
 from fedmoe.models.written import Kernel
-from fedmoe.training.losses import cross_entropy, cross_entropy_gradient
+from fedmoe.training.losses import soft_cross_entropy
 
 
 def take(tensors: Mapping[str, Tensor], index: Tensor) -> Parameters:
@@ -126,39 +126,37 @@ class Proximal:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Cross-entropy of the model on class prototypes, as if they were samples.
+    """Cross-entropy of the model on inputs that are none of the client's, as if they were samples.
 
-    See `fedmoe.insight.policies.prototypes` for where they come from.
+    See `fedmoe.insight.policies.prototypes` and `.gaussians` for where they come from.
 
     Attributes:
-        prototypes: (C, O, D) mean input of each class.
-        weight: (C, O) weight of each class; 0 where there is no prototype.
+        inputs: (C, M, D).
+        target: (C, M, O) how likely each class is.
+        weight: (C, M) of each input; 0 for one that is not there.
     """
 
-    prototypes: Tensor
+    inputs: Tensor
+    target: Tensor
     weight: Tensor
 
     def __call__(self, step: Step) -> Tensor:
         """See `Term`."""
-        weight = self.weight[: step.clients]
-        logits = step.forward(step.params, self.prototypes[: step.clients]).y
-        return (cross_entropy(logits, self._classes(weight)) * weight).sum(dim=1)
+        clients = step.clients
+        logits = step.forward(step.params, self.inputs[:clients]).y
+        loss_CM = soft_cross_entropy(logits, self.target[:clients])
+        return (loss_CM * self.weight[:clients]).sum(dim=1)
 
     def add_gradient(self, kernel: Kernel, params: Mapping[str, Tensor], into: Parameters) -> None:
         """See `WrittenTerm`."""
         clients = len(next(iter(params.values())))
-        weight = self.weight[:clients]
-        run = kernel(params, self.prototypes[:clients])
-        _, y_grad_COO = cross_entropy_gradient(run.y_COB, self._classes(weight), weight)
-        run.backward(y_grad_COO, None, into, 1.0)
-
-    @staticmethod
-    def _classes(weight_CO: Tensor) -> Tensor:
-        return torch.arange(weight_CO.shape[1], device=weight_CO.device).expand_as(weight_CO)
+        run = kernel(params, self.inputs[:clients])
+        away_COM = run.y_COB.softmax(dim=1).sub_(self.target[:clients].mT)
+        run.backward(away_COM.mul_(self.weight[:clients].unsqueeze(1)), None, into, 1.0)
 
     def take(self, index: Tensor) -> "Rehearsal":
         """See `Term`."""
-        return Rehearsal(take_rows(self.prototypes, index), take_rows(self.weight, index))
+        return Rehearsal(*(take_rows(v, index) for v in (self.inputs, self.target, self.weight)))
 
 
 @dataclass(frozen=True)

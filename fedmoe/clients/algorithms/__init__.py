@@ -11,6 +11,7 @@ from fedmoe.clients.algorithms.fedmoe import FedMoE
 from fedmoe.clients.algorithms.fedproto import FedProto
 from fedmoe.clients.algorithms.fedrep import FedRep
 from fedmoe.clients.algorithms.ifca import Ifca
+from fedmoe.clients.algorithms.insight import InsightExchange
 from fedmoe.clients.algorithms.local_global import LocalGlobal
 from fedmoe.data.federation import Task
 from fedmoe.models import Parameters, parameters_of
@@ -23,6 +24,7 @@ from fedmoe.schema import (
     FedProtoConfig,
     FedRepConfig,
     IfcaConfig,
+    InsightExchangeConfig,
     LocalGlobalConfig,
     StrategyConfig,
 )
@@ -39,6 +41,7 @@ _ALGORITHMS: dict[type, Callable[[Any], LocalAlgorithm]] = {
     FedAvgFineTuneConfig: FedAvgFineTune,
     FedRepConfig: FedRep,
     FedProtoConfig: FedProto,
+    InsightExchangeConfig: InsightExchange,
 }
 
 

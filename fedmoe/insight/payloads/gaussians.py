@@ -30,6 +30,7 @@ from typing_extensions import override
 from fedmoe.data.drawing import Stream, generator
 from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened, wrong_counts
 from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
+from fedmoe.schema import InsightConfig
 from fedmoe.training.representations import class_sums
 
 Doubles = NDArray[np.float64]
@@ -40,10 +41,11 @@ _MORE_COLUMNS = 20  # of a sketch than the rank that is looked for, as range fin
 class Gaussians(Payload):
     """`gaussian_count` (O,), `gaussian_sum` (O, D), and what `insight.covariance` asks for.
 
-    `diagonal`: `gaussian_squares` (O, D). `class`: `gaussian_products` (O, T), the sums of x x'.
-    `pooled`: `gaussian_totals` (O,), the sums of |x|^2, and `gaussian_products` (T,) of all
-    classes that are told. `sketch`, where there are too many features for that: totals,
-    `gaussian_squares` (D,) and `gaussian_sketch` (D, W), the pooled products times `sketching`,
+    See `covariance_of` for `auto`. `diagonal`: `gaussian_squares` (O, D). `class`:
+    `gaussian_products` (O, T), the sums of x x'. `pooled`: `gaussian_totals` (O,), the sums of
+    |x|^2, and `gaussian_products` (T,) of all classes that are told. `sketch`, where there are
+    too many features for that: totals, `gaussian_squares` (D,) and `gaussian_sketch` (D, W), the
+    pooled products times `sketching`,
     from which their leading eigenvectors follow (Halko, Martinsson and Tropp, SIAM Review 2011,
     section 5.5). Products are packed, see `products.unpacked`.
     """
@@ -72,16 +74,18 @@ class Gaussians(Payload):
                 "gaussian_sketch": (features, self._columns),
             },
         }
-        return {**first, **more[self.facts.config.covariance]}
+        return {**first, **more[self._covariance]}
+
+    @property
+    def _covariance(self) -> str:
+        return covariance_of(self.facts.config, self.facts.task.num_features)
 
     @property
     def _columns(self) -> int:
-        return min(self.facts.config.rank + _MORE_COLUMNS, self.facts.task.num_features)
+        return _sketch_columns(self.facts.config, self.facts.task.num_features)
 
-    def sketching(self) -> Doubles:
-        """What pooled products are multiplied by, (D, W): N(0, 1), the same for all."""
-        rng = generator(self.facts.seed, Stream.SKETCHING)
-        return rng.standard_normal((self.facts.task.num_features, self._columns))
+    def _sketching(self) -> Doubles:
+        return sketching(self.facts.seed, self.facts.task.num_features, self._columns)
 
     @override
     def make(self, sources: Sources) -> dict[str, Tensor]:
@@ -90,16 +94,17 @@ class Gaussians(Payload):
         sum_COD, count_CO = class_sums(x_CnD, sources.y_Cn, told_Cn, outputs)
         told = {"gaussian_count": count_CO, "gaussian_sum": sum_COD}
         squares_COD, _ = class_sums(x_CnD.square(), sources.y_Cn, told_Cn, outputs)
-        if config.covariance == "diagonal":
+        covariance = self._covariance
+        if covariance == "diagonal":
             return {**told, "gaussian_squares": squares_COD}
-        if config.covariance == "class":
+        if covariance == "class":
             each = [products_of(x_CnD, told_Cn & (sources.y_Cn == c)) for c in range(outputs)]
             return {**told, "gaussian_products": torch.stack(each, dim=1)}
         told["gaussian_totals"] = squares_COD.sum(dim=2)
-        if config.covariance == "pooled":
+        if covariance == "pooled":
             return {**told, "gaussian_products": products_of(x_CnD, told_Cn)}
         own_CnD = x_CnD.where(told_Cn.unsqueeze(-1), 0)
-        columns_DW = torch.from_numpy(self.sketching()).to(own_CnD)
+        columns_DW = torch.from_numpy(self._sketching()).to(own_CnD)
         told["gaussian_squares"] = squares_COD.sum(dim=1)
         return {**told, "gaussian_sketch": torch.bmm(own_CnD.mT, own_CnD @ columns_DW)}
 
@@ -152,21 +157,38 @@ class Gaussians(Payload):
         self, came: Mapping[str, Doubles], scaled_COD: Doubles
     ) -> Iterator[tuple[Doubles, Doubles]]:
         """Sums of products about the classes' means, and the trace of those about 0."""
-        if self.facts.config.covariance == "pooled":
+        if self._covariance == "pooled":
             products_CDD = unpacked(came["gaussian_products"])
             scatter_CDD = products_CDD - np.swapaxes(scaled_COD, 1, 2) @ scaled_COD
             yield scatter_CDD, np.trace(products_CDD, axis1=1, axis2=2)
-        elif self.facts.config.covariance == "class":
+        elif self._covariance == "class":
             for c in range(scaled_COD.shape[1]):
                 products_CDD = unpacked(came["gaussian_products"][:, c])
                 outer_CDD = scaled_COD[:, c, :, None] * scaled_COD[:, c, None]
                 yield products_CDD - outer_CDD, np.trace(products_CDD, axis1=1, axis2=2)
-        elif self.facts.config.covariance == "sketch":
-            columns_DW = self.sketching()
+        elif self._covariance == "sketch":
+            columns_DW = self._sketching()
             about_0_CWW = columns_DW.T @ came["gaussian_sketch"]
             means_COW = scaled_COD @ columns_DW
             scatter_CWW = about_0_CWW - np.swapaxes(means_COW, 1, 2) @ means_COW
             yield scatter_CWW, np.trace(about_0_CWW, axis1=1, axis2=2)
+
+
+def covariance_of(config: InsightConfig, features: int) -> str:
+    """`insight.covariance`; for `auto` that which tells main directions in fewest numbers."""
+    if config.covariance != "auto":
+        return config.covariance
+    pooled = features * (features + 1) // 2
+    return "pooled" if pooled <= features * _sketch_columns(config, features) else "sketch"
+
+
+def _sketch_columns(config: InsightConfig, features: int) -> int:
+    return min(config.rank + _MORE_COLUMNS, features)
+
+
+def sketching(seed: int, features: int, columns: int) -> Doubles:
+    """What pooled products are multiplied by, (D, W): N(0, 1), the same for all."""
+    return generator(seed, Stream.SKETCHING).standard_normal((features, columns))
 
 
 def told_samples(

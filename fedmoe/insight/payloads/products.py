@@ -32,6 +32,22 @@ def unpacked(packed: NDArray[Any]) -> NDArray[np.float64]:
     return whole
 
 
+def unpacked_tensor(packed: Tensor) -> Tensor:
+    """`unpacked` of a tensor."""
+    features = (isqrt(8 * packed.shape[-1] + 1) - 1) // 2
+    rows, columns = torch.triu_indices(features, features, device=packed.device)
+    whole = packed.new_zeros(*packed.shape[:-1], features, features)
+    whole[..., rows, columns] = packed
+    whole[..., columns, rows] = packed
+    return whole
+
+
+def packed(whole: NDArray[Any]) -> NDArray[Any]:
+    """Upper triangles, (..., T), of symmetric matrices, (..., D, D)."""
+    rows, columns = np.triu_indices(whole.shape[-1])
+    return whole[..., rows, columns]
+
+
 def is_negative(matrix_CDD: NDArray[np.float64], trace_C: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which matrices are not symmetric, or have an eigenvalue below 0, but for rounding, (C,).
 

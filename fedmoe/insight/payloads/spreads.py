@@ -23,7 +23,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedmoe.insight.payloads.base import Payload, Shapes, Sources
-from fedmoe.insight.payloads.gaussians import told_samples
+from fedmoe.insight.payloads.gaussians import covariance_of, told_samples
 from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
 
 BASIS = "gaussian_basis"
@@ -38,7 +38,10 @@ class Spreads(Payload):
     @property
     @override
     def fits(self) -> bool:
-        return self.facts.task.kind == "classification"
+        """Where `gaussians` tell main directions, but not each class's products."""
+        task = self.facts.task
+        told = covariance_of(self.facts.config, task.num_features)
+        return task.kind == "classification" and told in ("pooled", "sketch")
 
     @property
     @override

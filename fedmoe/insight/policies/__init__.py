@@ -4,6 +4,7 @@ from typing import Any
 
 from fedmoe.insight.policies.base import Policy, Setting
 from fedmoe.insight.policies.expert_assignment import ExpertAssignment
+from fedmoe.insight.policies.gaussians import Gaussians
 from fedmoe.insight.policies.hyperparameters import Hyperparameters
 from fedmoe.insight.policies.prior import Prior
 from fedmoe.insight.policies.prototypes import Prototypes
@@ -16,6 +17,7 @@ __all__ = ["POLICIES", "Policy", "Setting"]
 POLICIES: dict[str, Any] = {
     "prior": Prior,
     "prototypes": Prototypes,
+    "gaussians": Gaussians,
     "expert_assignment": ExpertAssignment,
     "step_size": StepSize,
     "hyperparameters": Hyperparameters,

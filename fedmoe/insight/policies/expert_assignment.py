@@ -13,7 +13,7 @@ clients' priors begin at even shares.
 
 What it tells the clients: the number of a cluster.
 
-Letters: K clients, G clusters, N numbers that clusters may go by.
+Letters: K clients.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,15 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedmoe.data.federation import Ints
-from fedmoe.insight.clusters import Clusters
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import Policy, State
-from fedmoe.insight.policies.clustering import CLUSTER_ARRAYS, CLUSTERED_BY, clusters_in
+from fedmoe.insight.policies.clustering import (
+    CLUSTER_ARRAYS,
+    CLUSTERED_BY,
+    clusters_in,
+    renamed,
+)
 from fedmoe.schema import ExpertAssignmentPolicyConfig
 
 _NOBODY = Guidance()
@@ -54,7 +58,7 @@ class ExpertAssignment(Policy):
             return
         self._learned = revision
         clients, found = clusters_in(memory, self.setting.num_experts)
-        label_K = self._named(clients, found)
+        label_K = renamed(clients, found.label_K, self._cluster_of, self.setting.num_experts or 0)
         assigned = label_K >= 0 if found.count > 1 else np.full(len(clients), False)
         self._cluster_of = dict(
             zip(clients[assigned].tolist(), label_K[assigned].tolist(), strict=True)
@@ -69,21 +73,6 @@ class ExpertAssignment(Policy):
             "clients": len(clients), "clusters": found.count, "log_odds_of_fewer": found.log_odds,
             "sizes": np.bincount(found.label_K[found.label_K >= 0]).tolist(),
         }  # fmt: skip
-
-    def _named(self, clients: Ints, found: Clusters) -> Ints:
-        """(K,) the clusters by the numbers of those before that they have most clients of.
-
-        An expert stays that of its clients when others join.
-        """
-        from scipy.optimize import linear_sum_assignment  # slow to import
-
-        before_K = np.array([self._cluster_of.get(client, -1) for client in clients.tolist()])
-        numbers = max(found.count, self.setting.num_experts or 0, int(before_K.max(initial=-1)) + 1)
-        both_K = (before_K >= 0) & (found.label_K >= 0)
-        common_GN = np.zeros((found.count, numbers))
-        np.add.at(common_GN, (found.label_K[both_K], before_K[both_K]), 1)
-        _, number_G = linear_sum_assignment(common_GN, maximize=True)
-        return np.where(found.label_K >= 0, np.append(number_G, -1)[found.label_K], -1)
 
     @override
     def advise(self, client_id: int) -> Guidance:

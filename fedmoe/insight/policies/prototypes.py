@@ -27,7 +27,7 @@ from typing_extensions import override
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import Policy
-from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in
+from fedmoe.insight.policies.clustering import CLUSTERED_BY, labels_in
 from fedmoe.schema import PrototypesPolicyConfig
 
 _NOBODY = Guidance()
@@ -56,7 +56,7 @@ class Prototypes(Policy):
         clients, told = memory.collect(*names[:2])
         if not len(clients):
             return
-        label_K = self._clusters(memory, clients)
+        label_K = labels_in(memory, clients, self.config.of)
         self._cluster_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
         self._advice = {
             cluster: self._means(
@@ -73,14 +73,6 @@ class Prototypes(Policy):
                 for advice in self._advice.values()
             ],
         }  # fmt: skip
-
-    def _clusters(self, memory: Memory, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(K,) from 0; -1 for who is in none."""
-        if self.config.of == "federation":
-            return np.zeros(len(clients), dtype=np.int64)
-        found_clients, found = clusters_in(memory)
-        label_of = dict(zip(found_clients.tolist(), found.label_K.tolist(), strict=True))
-        return np.array([label_of.get(client, -1) for client in clients.tolist()])
 
     def _means(
         self, sum_KOD: NDArray[np.float32], count_KO: NDArray[np.float32], before: Guidance

@@ -132,7 +132,8 @@ def test_sums_and_products_of_two_samples_give_both_away(covariance: str) -> Non
 
 def test_sums_and_squares_of_two_samples_give_each_feature_s_pair_away() -> None:
     def attack(fewest: int) -> NDArray[Any]:
-        found = told("gaussians", f"insight.min_count_squares={fewest}")
+        words = f"insight.min_count_squares={fewest}", "insight.covariance=diagonal"
+        found = told("gaussians", *words)
         total_D, squares_D = found["gaussian_sum"][1, 1], found["gaussian_squares"][1, 1]
         apart_D = np.sqrt(np.maximum(2 * squares_D - total_D**2, 0))
         return np.stack([total_D - apart_D, total_D + apart_D]) / 2

@@ -179,7 +179,7 @@ def test_a_sketch_has_the_leading_directions() -> None:
     sources = cohort()
     flat = replace(sources, x_CnD=sources.x_CnD * torch.tensor([1.0, 1.0, 0.0]))
     sketch_DW = told(gaussians, flat)["gaussian_sketch"].sum(axis=0).astype(np.float64)
-    columns_DW = gaussians.sketching()
+    columns_DW = sketching()
     middle = np.linalg.pinv(columns_DW.T @ sketch_DW, rcond=1e-6)
     found = sketch_DW @ middle @ sketch_DW.T
     xs = [x for client in range(len(COUNTS)) for x, _ in samples_of(flat, client)]

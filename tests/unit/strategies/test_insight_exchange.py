@@ -187,6 +187,24 @@ def test_insight_beats_local_on_digits_under_label_skew(model: str, tmp_path: Pa
     assert min(gains) > 0.0 and np.mean(gains) > 0.02
 
 
+@pytest.mark.parametrize("partition", ["dirichlet", "label_permutation"])
+def test_samples_of_gaussians_are_worth_more_than_means(partition: str, tmp_path: Path) -> None:
+    """Class means halve the errors that clients make alone, and more of the classes once more."""
+    words = ["model=mlp", f"partition={partition}", "partition.num_clients=16", "rounds=20"]
+    alone, means, whole, diagonal = (
+        final_score([*words, "strategy=insight", *more], tmp_path / str(n), "accuracy")
+        for n, more in enumerate(
+            (
+                ["meta_learner=none"],
+                ["meta_learner=prototypes"],
+                ["meta_learner=gaussians"],
+                ["meta_learner=gaussians", "insight.covariance=diagonal"],
+            )
+        )
+    )
+    assert alone + 0.02 < means and means + 0.01 < min(whole, diagonal)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
 def test_insight_beats_local_on_related_linear_clients(tau: float, tmp_path: Path) -> None:
     for seed in range(3):

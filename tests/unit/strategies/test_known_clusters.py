@@ -106,7 +106,7 @@ def test_seeds_are_the_weighted_means_of_known_clusters() -> None:
 def test_rehearsal_makes_a_loss_a_mean() -> None:
     """A step of (own + w rehearsed) / (1 + w); Adam's do not depend on the scale."""
     weight_CO = torch.tensor([[0.5, 1.5], [0.0, 0.0]])
-    terms: list[Term] = [Rehearsal(torch.zeros(2, 2, 3), weight_CO)]
+    terms: list[Term] = [Rehearsal(torch.zeros(2, 2, 3), torch.zeros(2, 2, 2), weight_CO)]
     for optimizer, expected in (("sgd", [0.1 * 2 / 3, 0.1 * 2]), ("adam", [0.1, 0.2])):
         config = load_config([f"training={optimizer}", "training.learning_rate=0.1"])
         experiment = load_experiment(to_json(config))

@@ -125,7 +125,9 @@ def test_both_ways_come_to_the_same_gradient(model: str, kind: Any, terms: str) 
     if terms in {"proximal", "both"}:
         known.append(Proximal(setup.anchor, 0.3))
     if terms in {"rehearsal", "both"}:
-        known.append(Rehearsal(setup.prototypes, setup.prototype_weight))
+        weight = setup.prototype_weight
+        target = torch.rand(*weight.shape, weight.shape[1]).to(weight).softmax(dim=-1)
+        known.append(Rehearsal(setup.prototypes, target, weight))
     chosen = differentiation(setup.module, setup.task, known, LOSSES)
     assert isinstance(chosen, ByHand)
     other = ByAutograd(stacked_forward(setup.module), sample_loss(setup.task), known, LOSSES)

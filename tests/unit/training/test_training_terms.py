@@ -9,7 +9,7 @@ from fedmoe.models import Linear, Mlp, Parameters, stacked_forward
 from fedmoe.training.losses import cross_entropy, sample_loss, squared_error
 from fedmoe.training.terms import Alignment, Prior, Proximal, Rehearsal, Step, take
 
-C, B, D, OUT, F = 4, 5, 3, 2, 6
+C, B, D, OUT, F, M = 4, 5, 3, 2, 6, 3
 MODEL = Linear(D, OUT)
 
 
@@ -69,23 +69,25 @@ def test_proximal_is_half_mu_times_the_squared_distance(active: int) -> None:
 
 
 @pytest.mark.parametrize("active", [1, 3, C])
-def test_rehearsal_is_a_loop_over_clients_and_classes(active: int) -> None:
-    prototypes, weight = draw(C, OUT, D, seed=2), draw(C, OUT, seed=3).abs()
+def test_rehearsal_is_a_loop_over_clients_inputs_and_classes(active: int) -> None:
+    inputs, weight = draw(C, M, D, seed=2), draw(C, M, seed=3).abs()
+    target = draw(C, M, OUT, seed=4).softmax(dim=-1)
     weight[0, 1] = 0.0
     params = take(stack(5), torch.arange(active))
-    value_C = Rehearsal(prototypes, weight)(step_of(params))
+    value_C = Rehearsal(inputs, target, weight)(step_of(params))
     assert value_C.shape == (active,)
     for c in range(active):
         expected = 0.0
-        for label in range(OUT):
-            logits = params["weight"][c] @ prototypes[c, label] + params["bias"][c]
-            loss = functional.cross_entropy(logits, torch.tensor(label))
-            expected += float(weight[c, label] * loss)
+        for m in range(M):
+            logits = params["weight"][c] @ inputs[c, m] + params["bias"][c]
+            for label in range(OUT):
+                loss = functional.cross_entropy(logits, torch.tensor(label))
+                expected += float(weight[c, m] * target[c, m, label] * loss)
         assert value_C[c].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_rehearsal_without_weight_is_nothing() -> None:
-    term = Rehearsal(draw(C, OUT, D), torch.zeros(C, OUT))
+    term = Rehearsal(draw(C, M, D), torch.full((C, M, OUT), 0.5), torch.zeros(C, M))
     assert torch.equal(term(step_of(stack(5))), torch.zeros(C))
 
 
@@ -138,8 +140,9 @@ def test_terms_and_priors_follow_their_clients() -> None:
     index = torch.tensor([2, 0])
     params = take(stack(5), index)
     assert torch.equal(params["weight"], stack(5)["weight"][[2, 0]])
-    anchor, prototypes, weight = stack(1), draw(C, OUT, D, seed=2), draw(C, OUT, seed=3).abs()
-    for term in (Proximal(anchor, 0.3), Rehearsal(prototypes, weight)):
+    anchor, weight = stack(1), draw(C, M, seed=3).abs()
+    rehearsal = Rehearsal(draw(C, M, D, seed=2), draw(C, M, OUT, seed=4), weight)
+    for term in (Proximal(anchor, 0.3), rehearsal):
         everyone = term(step_of(stack(5)))
         assert torch.equal(term.take(index)(step_of(params)), everyone[index])
     prior = Prior(anchor, torch.arange(4.0)).take(index)

@@ -252,7 +252,9 @@ class Setup:
         if self.mu:
             terms.append(Proximal(pick(self.anchor), self.mu))
         if self.rehearse:
-            terms.append(Rehearsal(self.prototypes[own], self.prototype_weight[own]))
+            weight = self.prototype_weight[own]
+            target = torch.eye(weight.shape[1]).expand(len(weight), -1, -1)
+            terms.append(Rehearsal(self.prototypes[own], target, weight))
         state = self.state
         return Cohort(
             client_C=self.ids[own],
