@@ -152,7 +152,7 @@ def test_a_client_behind_a_new_node_is_asked_and_told_anew() -> None:
     records = exchange.ask([3, 99])
     assert [one["insight"]["payloads"] for one in records] == ["", "prototypes"]
     assert ["guidance" in one for one in records] == [False, True]
-    assert 2 not in exchange.client_of and 2 not in exchange.told
+    assert 2 not in exchange.incoming.client_of and 2 not in exchange.told
 
 
 def test_who_has_other_data_is_asked_again() -> None:
@@ -271,7 +271,9 @@ def test_nobody_takes_a_client_that_has_not_spoken_yet() -> None:
     for _ in range(9):
         rounds.go()
         assert rounds.failures == {}
-    assert rounds.strategy.exchange.client_of == {client + 2: client for client in range(5)}
+    assert rounds.strategy.exchange.incoming.client_of == {
+        client + 2: client for client in range(5)
+    }
 
 
 def test_all_liars_of_a_round_are_named() -> None:

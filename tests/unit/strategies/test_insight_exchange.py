@@ -159,7 +159,7 @@ def test_of_two_nodes_that_claim_one_client_the_first_keeps_it() -> None:
     replies[2].content.metric_records["insight"]["client_id"] = 1
     strategy.aggregate_train(1, replies)
     assert [one.client_id for one in strategy.new_insights] == [0, 1, 3, 4]
-    assert strategy.exchange.client_of == {2: 0, 3: 1, 5: 3, 6: 4}
+    assert strategy.exchange.incoming.client_of == {2: 0, 3: 1, 5: 3, 6: 4}
 
 
 def test_weights_in_a_reply_are_refused() -> None:
@@ -278,6 +278,6 @@ def test_columns_are_judged_as_messages_are(spoil: Columns, refused: int) -> Non
         found = guard.inspect(sent, replies if as_columns else list(replies))
         strategy.aggregate_train(1, found.good)
         told = [(one.scalars(), sorted(one.payload)) for one in strategy.new_insights]
-        results.append((found.failures, found.bytes_up, told, strategy.exchange.client_of))
+        results.append((found.failures, found.bytes_up, told, strategy.exchange.incoming.client_of))
     assert results[0] == results[1]
     assert len(results[0][0]) == refused
