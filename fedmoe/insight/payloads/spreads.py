@@ -22,23 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources
+from fedmoe.insight.payloads.base import ClassPayload, Shapes, Sources
 from fedmoe.insight.payloads.gaussians import told_samples
 from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
 
 BASIS = "gaussian_basis"
 
 
-class Spreads(Payload):
+class Spreads(ClassPayload):
     """`spread_products` (O, R), packed, see `products.unpacked`."""
 
     name = "spreads"
     made_by = BASIS
-
-    @property
-    @override
-    def fits(self) -> bool:
-        return self.facts.task.kind == "classification"
 
     @property
     @override
