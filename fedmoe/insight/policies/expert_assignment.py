@@ -75,6 +75,8 @@ class ExpertAssignment(Policy):
 
         An expert stays that of its clients when others join.
         """
+        if not self._cluster_of:
+            return found.label_K
         from scipy.optimize import linear_sum_assignment  # slow to import
 
         before_K = np.array([self._cluster_of.get(client, -1) for client in clients.tolist()])
