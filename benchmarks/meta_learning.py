@@ -27,10 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from benchmarks.results import machine
 from benchmarks.tables import Sheet, significant, wide_console
 from fedmoe.config import load_config
+from fedmoe.heap import settled_heap
 from fedmoe.insight import Memory, MetaLearner, RoundInsights
 from fedmoe.insight.columns import Columns, PayloadColumns
 from fedmoe.insight.insight import SCALARS, WHOLE
@@ -140,9 +142,25 @@ def measure(name: str, clients: int, share: float, rounds: int) -> Measured:
     config = load_config(["strategy=fedavg", *case.words])
     learner = MetaLearner(config.meta_learner, Memory(max_bytes=_MOST))
     learner.prepare(Setting(learning_rate=0.1, num_experts=CLASSES))
-    rng, everyone = np.random.default_rng(0), np.arange(clients)
-    before, seconds = _peak(), []
+    rng = np.random.default_rng(0)
+    before = _peak()
     payloads = case.make(rng, clients, case.features)
+    with settled_heap():  # as runs have it
+        seconds = play(learner, rng, payloads, clients, share, rounds)
+    milliseconds = [1000 * one for one in seconds]
+    return Measured(milliseconds, learner.memory.nbytes, _peak() - before)
+
+
+def play(
+    learner: MetaLearner,
+    rng: np.random.Generator,
+    payloads: Mapping[str, NDArray[np.float32]],
+    clients: int,
+    share: float,
+    rounds: int,
+) -> list[float]:
+    """Seconds of each round; see `measure`, payloads being those of all clients."""
+    seconds, everyone = list[float](), np.arange(clients)
     asked = np.sort(rng.choice(clients, max(1, int(share * clients)), replace=False))
     has_told = np.full(clients, False)
     for round in range(1, rounds + 1):
@@ -160,8 +178,7 @@ def measure(name: str, clients: int, share: float, rounds: int) -> Measured:
         if share < 1:
             drawn = rng.choice(clients, len(asked), replace=False)
             asked = np.sort(drawn if chosen is None else everyone[chosen])
-    milliseconds = [1000 * one for one in seconds]
-    return Measured(milliseconds, learner.memory.nbytes, _peak() - before)
+    return seconds
 
 
 def _insights(
@@ -190,8 +207,8 @@ def _peak() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def table(sizes: Sequence[int], rounds: int, cases: Sequence[Case]) -> Sheet:
-    """A row for each policy and number of clients."""
+def table(sizes: Sequence[int], rounds: int, cases: Sequence[Case], console: Console) -> Sheet:
+    """A row for each policy and number of clients; the console is shown each as it comes."""
     columns = [
         "policy", "clients", "all train: median, ms", "worst, ms", "a tenth: median, ms",
         "worst, ms", "remembers, MB", "grows by, MB",
@@ -208,6 +225,7 @@ def table(sizes: Sequence[int], rounds: int, cases: Sequence[Case]) -> Sheet:
                 sizes_mb = [found[0].remembered / 1e6, found[0].grown / 1e6]
                 cells = [significant(value) for value in (*times, *sizes_mb)]
                 rows.append([case.name, f"{clients:,}", *cells])
+                console.print("  ".join(rows[-1]), markup=False)
     return Sheet(f"{rounds} rounds; {machine()}", columns, rows)
 
 
@@ -219,7 +237,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--policies", nargs="+", default=[case.name for case in CASES])
     options = parser.parse_args(words)
     chosen = [case for case in CASES if case.name in options.policies]
-    wide_console().print(table(options.clients, options.rounds, chosen).as_markdown())
+    console = wide_console()
+    console.print(table(options.clients, options.rounds, chosen, console).as_markdown())
 
 
 if __name__ == "__main__":
