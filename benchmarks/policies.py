@@ -16,8 +16,7 @@ Leaves policies.md under --out.
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
@@ -25,37 +24,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from any
 import numpy as np
 
 import fedmoe
-from benchmarks.harness import environment
+from benchmarks.policy_cases import NO_POLICY, Case, rate_cases, selection_cases
 from benchmarks.results import machine
-from benchmarks.study.execution import Execute, prepare_environment, run_all
-from benchmarks.study.outcomes import Outcome, Records
-from benchmarks.study.runs import Run
+from benchmarks.study.command import INTERRUPTED, command, parse, study_parser
+from benchmarks.study.execution import Execute, run_all
+from benchmarks.study.outcomes import Records
 from benchmarks.study.showing import Display
 from benchmarks.tables import Sheet, wide_console
 from fedmoe.tracking.summary import git_commit
 
-INTERRUPTED = 130
 _FIRST_SEED = 10  # those before were looked at when the defaults were chosen
 _RESAMPLES = 10_000
-_QUIET = (
-    "tracking.progress=none", "tracking.plots=false", "tracking.checkpoint_every=0",
-    "tracking.log_level=ERROR", "training.device=cpu", "evaluate_every=1",
-)  # fmt: skip
-_NONE = "no policy"
-_RATE_POLICIES = {
-    _NONE: (),
-    "step_size": ("meta_learner=step_size",),
-    "hyperparameters": ("meta_learner=hyperparameters",),
-    "hyperparameters, none larger": (
-        "meta_learner=hyperparameters",
-        "meta_learner.hyperparameters.learning_rates=[0.1,0.3,1.0]",
-    ),
-}
-_SELECTIONS = {
-    _NONE: (),
-    "oort": ("meta_learner=selection",),
-    "power_of_choice": ("meta_learner=selection", "meta_learner.selection.kind=power_of_choice"),
-}
 _HOW_TO_READ = """\
 Rounds until the mean validation accuracy over all clients first reached the target: mean over
 seeds and [95 % confidence interval], by bootstrap. *n of m* reached it at all; the others count as
@@ -63,84 +42,6 @@ one round more than they had. **Bold**: better than without a policy, and the in
 overlap; ~~struck out~~: worse by the same rule. Seeds draw the data's division and the initial
 weights, the same for every column. What the policies do: [docs/meta-learning.md]\
 (../meta-learning.md)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One row: what is run, and what is to be reached.
-
-    Attributes:
-        name: of the row.
-        words: the experiment as fedmoe's command line says it.
-        target: validation accuracy.
-        rounds: at most.
-        policies: words of each column.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    target: float
-    rounds: int
-    policies: Mapping[str, tuple[str, ...]]
-
-    def run(self, policy: str, seed: int) -> Run:
-        """One run of a cell."""
-        more = (f"rounds={self.rounds}", f"stopping.target={self.target}", f"seed={seed}")
-        words = (*self.words, *self.policies[policy], *more, *_QUIET)
-        return Run(setting=self.name, method=policy, configuration=(), words=words)
-
-    def reached(self, outcome: Outcome) -> int:
-        """The round in which a run reached the target, or one more than there are."""
-        good = (point.round for point in outcome.course if point.validation >= self.target)
-        return next(good, self.rounds + 1)
-
-
-def _regime(name: str, *more: str) -> tuple[str, ...]:
-    return (f"+experiment=regimes/{name}", "strategy=fedavg", *more)
-
-
-_IID = _regime("iid")
-_SKEWED = {a: _regime("dirichlet", f"partition.alpha={a}") for a in (0.05, 0.1, 0.5)}
-_SYNTHETIC = _regime("near_iid")
-
-
-def rate_cases() -> list[Case]:
-    """Learning rates that are a tenth, once and ten times the default."""
-    settings = [
-        ("digits, iid", _IID, 0.85, 0.1),
-        ("digits, Dirichlet 0.5", _SKEWED[0.5], 0.85, 0.1),
-        ("digits, Dirichlet 0.1", _SKEWED[0.1], 0.80, 0.1),
-        ("digits, permuted, `local`", (*_regime("permuted")[:1], "strategy=local"), 0.70, 0.1),
-        ("synthetic, near iid", _SYNTHETIC, 0.65, 0.5),
-    ]
-    return [
-        Case(
-            name=f"{name}: {factor * usual:g}", target=target, rounds=60, policies=_RATE_POLICIES,
-            words=(*words, f"training.learning_rate={factor * usual:g}"),
-        )
-        for name, words, target, usual in settings
-        for factor in (0.1, 1.0, 10.0)
-    ]  # fmt: skip
-
-
-def selection_cases() -> list[Case]:
-    """A tenth or a fifth of the clients in a round."""
-    settings = [
-        ("digits, iid", _IID, 0.85),
-        ("digits, Dirichlet 0.5", _SKEWED[0.5], 0.85),
-        ("digits, Dirichlet 0.1", _SKEWED[0.1], 0.80),
-        ("digits, Dirichlet 0.05", _SKEWED[0.05], 0.75),
-        ("digits, permuted, `ifca`", (*_regime("permuted")[:1], "strategy=ifca"), 0.70),
-        ("synthetic, near iid", _SYNTHETIC, 0.65),
-    ]
-    return [
-        Case(
-            name=f"{name}: {share:g}", target=target, rounds=100, policies=_SELECTIONS,
-            words=(*words, "training.learning_rate=0.1", f"strategy.fraction_train={share:g}"),
-        )
-        for name, words, target in settings
-        for share in (0.1, 0.2)
-    ]  # fmt: skip
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -175,7 +76,7 @@ def sheet(title: str, cases: Sequence[Case], seeds: Sequence[int], records: Reco
             policy: [case.reached(records[case.run(policy, seed)]) for seed in seeds]
             for policy in policies
         }
-        cells = [cell(rounds[policy], rounds[_NONE], case.rounds) for policy in policies]
+        cells = [cell(rounds[policy], rounds[NO_POLICY], case.rounds) for policy in policies]
         rows.append([case.name, f"{case.target:g}", *cells])
     return Sheet(title, ["", "target", *policies], rows)
 
@@ -219,14 +120,13 @@ def main(words: Sequence[str] | None = None, execute: Execute | None = None) -> 
         console.print("interrupted; the same command goes on from here")
         return INTERRUPTED
     tables = [sheet(title, some, seeds, records) for title, some in parts.items()]
-    command = ["python", "benchmarks/policies.py", *(sys.argv[1:] if words is None else words)]
-    write(options.out / "policies.md", tables, seeds, command)
+    write(options.out / "policies.md", tables, seeds, command("policies", words))
     for table in tables:
         console.print(table.as_rich())
     return 0
 
 
-def write(path: Path, tables: Sequence[Sheet], seeds: Sequence[int], command: list[str]) -> None:
+def write(path: Path, tables: Sequence[Sheet], seeds: Sequence[int], called: list[str]) -> None:
     """The document."""
     made_by = f"fedmoe {fedmoe.__version__}, commit {git_commit() or 'unknown'}; {machine()}"
     named = ", ".join(map(str, seeds))
@@ -235,7 +135,7 @@ def write(path: Path, tables: Sequence[Sheet], seeds: Sequence[int], command: li
         for table in tables
     ]
     content = [
-        "# What the MetaLearner's policies save", f"```\n{shlex.join(command)}\n```",
+        "# What the MetaLearner's policies save", f"```\n{shlex.join(called)}\n```",
         f"{made_by}. Seeds {named}.", _HOW_TO_READ, verdict(tables), *sections,
     ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,22 +144,11 @@ def write(path: Path, tables: Sequence[Sheet], seeds: Sequence[int], command: li
 
 def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Rounds to a target with and without policies.")
+    about = "Rounds to a target with and without policies."
+    parser = study_parser("policies", about, workers=1, quick="few cases, three seeds")
     parser.add_argument("--seeds", type=int, help="10")
-    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--quick", action="store_true", help="few cases, three seeds")
-    parser.add_argument("--out", type=Path, help="docs/results; runs/policies with --quick")
-    parser.add_argument("--records", type=Path, default=Path("runs", "policies.jsonl"))
-    options = parser.parse_args(words)
+    options = parse(parser, words, ["seeds"])
     options.seeds = options.seeds or (3 if options.quick else 10)
-    if min(options.seeds, options.workers) < 1:
-        parser.error("--seeds and --workers are from 1")
-    try:
-        prepare_environment(environment())
-    except ValueError as error:
-        parser.error(str(error))
-    if options.out is None:
-        options.out = Path("runs", "policies") if options.quick else Path("docs", "results")
     return options
 
 

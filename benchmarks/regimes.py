@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from any
 
 from rich.console import Console
 
-from benchmarks.harness import environment
 from benchmarks.study.choosing import choose
+from benchmarks.study.command import INTERRUPTED, command, parse, study_parser
 from benchmarks.study.comparison import Comparison
 from benchmarks.study.document import write_documents
-from benchmarks.study.execution import Execute, prepare_environment, run_all
+from benchmarks.study.execution import Execute, run_all
 from benchmarks.study.methods import METHODS, Words
 from benchmarks.study.outcomes import Records
 from benchmarks.study.reproduction import SEEDS, agreements, runs_of
@@ -34,7 +34,6 @@ from benchmarks.study.settings import SETTINGS
 from benchmarks.study.showing import Display
 from benchmarks.tables import wide_console
 
-INTERRUPTED = 130
 _QUICK = Plan(
     settings=("clustered", "permuted"),
     methods=("local", "fedavg", "fedem", "ifca", "fedmoe", "fedmoe_untuned"),
@@ -66,9 +65,9 @@ def main(words: Sequence[str] | None = None, execute: Execute | None = None) -> 
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         return INTERRUPTED
-    command = ["python", "benchmarks/regimes.py", *(sys.argv[1:] if words is None else words)]
+    called = command("regimes", words)
     agreed = agreements(plan, records, reproduction)
-    for sheet in write_documents(options.out, comparison, agreed, len(reproduction), command):
+    for sheet in write_documents(options.out, comparison, agreed, len(reproduction), called):
         console.print(sheet.as_rich())
     console.print(f"tables and plots: {options.out}", markup=False)
     return 0
@@ -76,26 +75,13 @@ def main(words: Sequence[str] | None = None, execute: Execute | None = None) -> 
 
 def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Compare all methods on all kinds of clients.")
+    about = "Compare all methods on all kinds of clients."
+    parser = study_parser("regimes", about, workers=2, quick="two settings, few short runs")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME")
     parser.add_argument("--seeds", type=int, help="of the table; 5")
     parser.add_argument("--tuning-seeds", type=int, help="of each configuration; 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--quick", action="store_true", help="two settings, few short runs")
-    parser.add_argument("--out", type=Path, help="docs/results; runs/regimes with --quick")
-    parser.add_argument("--records", type=Path, default=Path("runs", "regimes.jsonl"))
-    options = parser.parse_args(words)
-    numbers = (options.seeds, options.tuning_seeds, options.workers)
-    if any(number is not None and number < 1 for number in numbers):
-        parser.error("--seeds, --tuning-seeds and --workers are from 1")
-    try:
-        prepare_environment(environment())
-    except ValueError as error:
-        parser.error(str(error))
-    if options.out is None:
-        options.out = Path("runs", "regimes") if options.quick else Path("docs", "results")
-    return options
+    return parse(parser, words, ["seeds", "tuning_seeds"])
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

@@ -25,17 +25,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
-from benchmarks.ceiling import (
-    BALANCE,
-    DATA,
-    EXPERT_HIDDEN,
-    EXPERTS,
-    HIDDEN,
-    STEPS,
-    TOP_K,
-    Ceiling,
-    Rows,
-)
+from benchmarks.ceiling import DATA, Ceiling, Rows
+from benchmarks.ceiling_steps import BALANCE, EXPERT_HIDDEN, EXPERTS, HIDDEN, STEPS, TOP_K
 from fedmoe.data import Task
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, RouterLosses
 from fedmoe.models.expert import Expert

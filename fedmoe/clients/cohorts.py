@@ -49,10 +49,10 @@ class KeptState:
         return found if self.held is None else held_state(found, self.held)
 
     def keep(self, state: Parameters) -> None:
-        """Keep what training has left; see `Job.finish`."""
+        """Keep what training has left; see `OwnArrays.finish`."""
         if state and self.held is not None:
-            state = with_state(self.job.own(self.key, self._fresh()), self.held, state)
-        self.job.keep(self.key, state)
+            state = with_state(self.job.own.read(self.key, self._fresh()), self.held, state)
+        self.job.own.keep(self.key, state)
 
     def _fresh(self) -> Parameters:
         """The optimiser's, for the moving parameters with all experts; (1, ...)."""

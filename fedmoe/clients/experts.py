@@ -33,7 +33,27 @@ def check_index(index_CM: Tensor, model: nn.Module, shared: Parameters) -> None:
         raise ValueError(f"experts {index_CM[0].tolist()} must ascend and lie in 0..{most - 1}")
 
 
-def difference(shapes: Shapes, expected: Shapes) -> str:
+def checked_model(params: Parameters, shared: Parameters, held: int | None) -> Parameters:
+    """The arrays that were sent, with the device and kind of number of those that travel.
+
+    Args:
+        params: what came, (C, ...) or (1, ...) by name.
+        shared: what travels of the model, (1, ...) by name.
+        held: how many of a mixture's experts were sent; `None` for all.
+
+    Raises:
+        ValueError: they are not the parameters that travel.
+    """
+    rows = () if held is None else (held,)
+    expected = {name: (*rows, *value.shape[1 + len(rows) :]) for name, value in shared.items()}
+    shapes = {name: tuple(value.shape[1:]) for name, value in params.items()}
+    if shapes != expected:
+        raise ValueError(f"the received model {_difference(shapes, expected)}")
+    # Flower's FedOpt family sends float64 for a float32 model.
+    return {name: params[name].to(like.device, like.dtype) for name, like in shared.items()}
+
+
+def _difference(shapes: Shapes, expected: Shapes) -> str:
     """The first difference between what came and what should have, in words."""
     if missing := sorted(expected.keys() - shapes.keys()):
         return f"lacks {', '.join(missing)}"

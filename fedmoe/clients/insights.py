@@ -34,6 +34,7 @@ def make_insights(job: Job, start: Parameters, trained: Trained) -> Records:
     wanted = request.settings.payloads
     if not isinstance(request, TrainRequest) or wanted is None:
         return {}
+    start = job.experiment.algorithm.trained_from(job, start, trained.params)
     settings, samples, config = request.settings, job.samples, job.experiment.config.training
     mean_grad, std_grad = as_numbers(trained.mean_grad_C), as_numbers(trained.std_grad_C)
     final_loss = as_numbers(trained.final_loss_C)

@@ -46,9 +46,9 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
         **make_insights(job, start, trained),
     }
     for key, arrays in job.guidance.new.items():
-        job.keep(key, arrays)
-    job.keep(MODEL, experiment.algorithm.kept(job, trained))
-    job.finish(trained.params)
+        job.own.keep(key, arrays)
+    job.own.keep(MODEL, experiment.algorithm.kept(job, trained))
+    job.own.finish(trained.params)
     return records
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedmoe.clients.experts import held_rows, with_rows
+from fedmoe.clients.experts import with_rows
 from fedmoe.clients.job import Job
 from fedmoe.clients.load import whole_load
 from fedmoe.insight.payloads import Sources
@@ -24,8 +24,8 @@ def make_payloads(
     Args:
         job: the clients.
         names: of the payloads.
-        start: their models before training, (C, ...) by name, or (1, ...).
-        end: and after it.
+        start: the models that training began with, (C, ...) by name, or (1, ...).
+        end: and those that came out, (C, ...).
 
     Raises:
         ValueError: there is no such payload for the task and the model.
@@ -56,11 +56,7 @@ def _change(job: Job, start: Parameters, end: Parameters) -> Tensor:
     held_CM = algorithm.held_experts(job, end)
     moved = []
     for name, now in after.items():
-        then = before[name].to(now)
-        if then.shape[1:] != now.shape[1:]:  # those that the client has trained, of all
-            assert held_CM is not None
-            then = held_rows(then, held_CM)
-        difference = now - then
+        difference = now - before[name].to(now)
         if held_CM is not None:
             difference = with_rows(torch.zeros_like(experiment.parts[0][name]), held_CM, difference)
         moved.append(difference.flatten(1))

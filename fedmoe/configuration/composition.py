@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedmoe.configuration.loader import Loader
-from fedmoe.configuration.wording import allowed, hint, no_such_key
-from fedmoe.configuration.words import BROKEN, Word
+from fedmoe.configuration.wording import allowed, brief, hint, no_such_key
+from fedmoe.configuration.words import BROKEN, Word, grammar_problem
 from fedmoe.errors import ConfigError
 
 CONFIG_PATH = "pkg://fedmoe.conf"
@@ -98,7 +98,7 @@ class Composer:
             try:
                 parsed.append((word, OverridesParser.create().parse_overrides([word.text])[0]))
             except BROKEN as broken:
-                return ConfigError(f"{word.shown}: {_grammar_problem(word, broken)}")
+                return ConfigError(f"{word.shown}: {grammar_problem(word, broken)}")
         for word, override in parsed:
             if (why := self._wrong_choice(override, words)) is not None:
                 return ConfigError(f"{word.shown}: {why}")
@@ -108,7 +108,7 @@ class Composer:
         swept = [word for word, override in parsed if override.is_sweep_override()]
         if swept and not sweep:
             return ConfigError(f"{swept[0].shown}: several values need --multirun, or quotes")
-        return ConfigError(_brief(error))
+        return ConfigError(brief(error))
 
     def _wrong_choice(self, override: Override, words: Sequence[Word]) -> str | None:
         """What is wrong with a word that picks an option, if it is one."""
@@ -139,7 +139,7 @@ class Composer:
         group = override.key_or_group
         if override.is_delete() or isinstance(override.value(), dict):
             return None
-        options = self.loader.get_group_options(group)
+        options = self._options(group)
         for name in _chosen(override):
             if group == _LAUNCHER and name in _LAUNCHER_EXTRAS and name not in options:
                 return f"not installed: pip install 'fedmoe[{_LAUNCHER_EXTRAS[name]}]'"
@@ -148,6 +148,14 @@ class Composer:
         if override.is_force_add() or (override.is_add() and group != _EXPERIMENT):
             return f"{group} has an option already; leave out the +"
         return None
+
+    def _options(self, group: str) -> list[str]:
+        """A group's options; experiments may lie in folders, `regimes/iid`."""
+        options: list[str] = self.loader.get_group_options(group)
+        for folder in self.loader.list_groups(group) if group == _EXPERIMENT else ():
+            below = self.loader.get_group_options(f"{group}/{folder}")
+            options += [f"{folder}/{name}" for name in below]
+        return options
 
     def _misplaced(self, words: Sequence[Word]) -> ConfigError | None:
         """Look for an experiment whose keys end up below `experiment` for want of a header."""
@@ -230,16 +238,3 @@ def _chosen(override: Override) -> list[str]:
         value: Any = override.value()
         values = value if isinstance(value, list) else [value]
     return [v.text if isinstance(v, QuotedString) else str(v) for v in values]
-
-
-def _grammar_problem(word: Word, error: Exception) -> str:
-    if "=" not in word.text and not word.text.startswith("~"):
-        return "expected key=value"
-    return f"not in Hydra's grammar ({_brief(error)}); quote text: {word.key}='...'"
-
-
-def _brief(error: BaseException) -> str:
-    """One line of an error, and of the one below it: Hydra often leaves the reason to that."""
-    chain = [e for e in (error, error.__cause__) if e is not None]
-    lines = [str(e).strip().partition("\n")[0] for e in chain]
-    return ": ".join(line for line in lines if line) or type(error).__name__

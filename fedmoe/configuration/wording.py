@@ -62,3 +62,10 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def brief(error: BaseException) -> str:
+    """One line of an error, and of the one below it: Hydra often leaves the reason to that."""
+    chain = [e for e in (error, error.__cause__) if e is not None]
+    lines = [str(e).strip().partition("\n")[0] for e in chain]
+    return ": ".join(line for line in lines if line) or type(error).__name__

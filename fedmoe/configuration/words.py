@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from fedmoe.configuration.wording import leaves, one_line
+from fedmoe.configuration.wording import brief, leaves, one_line
 from fedmoe.errors import ConfigError
 
 PREFIX = "FED_MOE_"
@@ -160,3 +160,10 @@ def _literal(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{_literal(key, v)}" for k, v in value.items()) + "}"
     raise ConfigError(f"{key}: a {type(value).__name__} cannot be a configuration value")
+
+
+def grammar_problem(word: Word, error: Exception) -> str:
+    """What is wrong with a word that Hydra's grammar does not know."""
+    if "=" not in word.text and not word.text.startswith("~"):
+        return "expected key=value"
+    return f"not in Hydra's grammar ({brief(error)}); quote text: {word.key}='...'"

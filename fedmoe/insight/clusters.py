@@ -60,11 +60,17 @@ class _Groups(NamedTuple):
 
     Attributes:
         count_GO: samples.
-        mean_GOD: their mean.
+        sum_GOD: their sum.
+        square_GO: its squared length.
     """
 
     count_GO: Doubles
-    mean_GOD: Doubles
+    sum_GOD: Doubles
+    square_GO: Doubles
+
+    def take(self, chosen: "slice | NDArray[np.int64]") -> "_Groups":
+        """Some of them."""
+        return _Groups(*(array[chosen] for array in self))
 
 
 class _Scales(NamedTuple):
@@ -97,115 +103,124 @@ def cluster_clients(
     told = np.flatnonzero(count_KO.sum(axis=1) > 0)
     if not len(told):
         return Clusters(label_K, 0, 0.0)
-    mean_KOD = sum_KOD / np.maximum(count_KO, 1)[..., None]
-    scales = _scales(count_KO, mean_KOD, spread_KO)
     # Those who told of most samples come first: the others are compared with their clusters.
-    waiting = told[np.argsort(-count_KO[told].sum(axis=1), kind="stable")]
-    groups = _Groups(count_KO[:0], mean_KOD[:0])
-    members: list[list[int]] = []
+    told = told[np.argsort(-count_KO[told].sum(axis=1), kind="stable")]
+    own, scales = _measured(count_KO[told], sum_KOD[told], spread_KO)
+    waiting = np.arange(len(told))
+    groups, members = own.take(slice(0)), list[list[int]]()
     while len(waiting):
         now, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
-        groups, members, log_odds = _merged(
-            _joined(groups, count_KO[now], mean_KOD[now]),
-            [*members, *([client] for client in now.tolist())],
-            scales, None if len(waiting) else most,
-        )  # fmt: skip
-        groups, waiting = _joining(groups, members, waiting, count_KO, mean_KOD, scales)
+        both = _Groups(*map(np.concatenate, zip(groups, own.take(now), strict=True)))
+        alone = [[client] for client in now.tolist()]
+        at_most = None if len(waiting) else most
+        groups, members, log_odds = _merged(both, [*members, *alone], scales, at_most)
+        groups, waiting = _joining(groups, members, waiting, own, scales)
     if most is not None and len(members) > most:
         groups, members, log_odds = _merged(groups, members, scales, most)
-    for label, clients in enumerate(sorted(members, key=min)):
+    for label, clients in enumerate(sorted((told[one] for one in members), key=min)):
         label_K[clients] = label
     return Clusters(label_K, len(members), log_odds)
 
 
-def _scales(count_KO: Doubles, mean_KOD: Doubles, spread_KO: Doubles) -> _Scales:
+def _measured(count_KO: Doubles, sum_KOD: Doubles, spread_KO: Doubles) -> tuple[_Groups, _Scales]:
+    """Those who told of a class as clusters of one, and what distances are measured by."""
+    every = np.arange(count_KO.shape[1])
     freedom_O = np.maximum(count_KO - 1, 0).sum(axis=0)
     trace = float(spread_KO.sum() / max(freedom_O.sum(), 1))
     trace_O = (spread_KO.sum(axis=0) + _SHRINKAGE * trace) / (freedom_O + _SHRINKAGE)
     trace_O = np.maximum(trace_O, np.finfo(np.float64).tiny)
+    product_KOO = sum_KOD @ sum_KOD.transpose(0, 2, 1)
+    square_KO = product_KOO[:, every, every]
     # How far two classes of one client are apart beyond what their means' errors make of it.
+    apart_KOO = _distances(count_KO, square_KO, count_KO, square_KO, product_KOO)
     inverse_KO = np.divide(1, count_KO, out=np.zeros_like(count_KO), where=count_KO > 0)
     error_KO = trace_O * inverse_KO
-    apart_KOO = _distances(mean_KOD, mean_KOD) - error_KO[:, :, None] - error_KO[:, None, :]
+    apart_KOO = apart_KOO - error_KO[:, :, None] - error_KO[:, None, :]
     both_KOO = (count_KO[:, :, None] > 0) & (count_KO[:, None, :] > 0)
     weight_KOO = both_KOO / np.where(both_KOO, inverse_KO[:, :, None] + inverse_KO[:, None], 1)
-    weight_KOO[:, np.arange(len(trace_O)), np.arange(len(trace_O))] = 0
+    weight_KOO[:, every, every] = 0
     apart = float((weight_KOO * apart_KOO).sum() / max(weight_KOO.sum(), 1e-12))
-    return _Scales(trace_O, max(apart, _LEAST * float(trace_O.mean())))
+    scales = _Scales(trace_O, max(apart, _LEAST * float(trace_O.mean())))
+    return _Groups(count_KO, sum_KOD, square_KO), scales
 
 
-def _distances(a_XAD: Doubles, b_XBD: Doubles) -> Doubles:
-    """(X, A, B) squared distances of each vector of one kind from each of the other."""
-    a_XA1, b_X1B = (a_XAD**2).sum(axis=2)[:, :, None], (b_XBD**2).sum(axis=2)[:, None, :]
-    return np.asarray(np.maximum(a_XA1 + b_X1B - 2 * a_XAD @ b_XBD.transpose(0, 2, 1), 0))
+def _distances(
+    count_XA: Doubles, square_XA: Doubles, count_XB: Doubles, square_XB: Doubles, product: Doubles
+) -> Doubles:
+    """(X, A, B) squared distances of means, from counts, squared sums and products of sums."""
+    count_XA1, count_X1B = np.maximum(count_XA, 1)[:, :, None], np.maximum(count_XB, 1)[:, None, :]
+    ends = square_XA[:, :, None] / count_XA1**2 + square_XB[:, None, :] / count_X1B**2
+    return np.asarray(np.maximum(ends - 2 * product / (count_XA1 * count_X1B), 0))
 
 
-def _log_odds(a: _Groups, b: _Groups, scales: _Scales) -> Doubles:
+def _products(a: _Groups, b: _Groups) -> Doubles:
+    """(O, A, B) of the sums of each class."""
+    return np.asarray(a.sum_GOD.transpose(1, 0, 2) @ b.sum_GOD.transpose(1, 2, 0))
+
+
+def _log_odds(a: _Groups, b: _Groups, product_OAB: Doubles, scales: _Scales) -> Doubles:
     """(A, B) that a cluster of one kind and one of the other are one."""
-    count_OA1, count_O1B = a.count_GO.T[:, :, None], b.count_GO.T[:, None, :]
-    total_OAB = count_OA1 + count_O1B
-    h_OAB = count_OA1 * count_O1B / np.maximum(total_OAB, 1)  # 0 where one has none of the class
-    distance_OAB = _distances(a.mean_GOD.transpose(1, 0, 2), b.mean_GOD.transpose(1, 0, 2))
+    count_OA, count_OB = a.count_GO.T, b.count_GO.T
+    count_OA1, count_O1B = count_OA[:, :, None], count_OB[:, None, :]
+    # 0 where one has none of the class.
+    h_OAB = count_OA1 * count_O1B / np.maximum(count_OA1 + count_O1B, 1)
+    distance_OAB = _distances(count_OA, a.square_GO.T, count_OB, b.square_GO.T, product_OAB)
     trace_O11 = scales.trace_O[:, None, None]
     q_OAB, g_OAB = h_OAB * distance_OAB / trace_O11, 1 + h_OAB * scales.apart / trace_O11
     evidence_OAB = np.log(g_OAB) - q_OAB * (1 - 1 / g_OAB)
     return np.asarray(_PRIOR_LOG_ODDS + _DIMENSIONS / 2 * evidence_OAB.sum(axis=0))
 
 
-def _joined(groups: _Groups, count_GO: Doubles, mean_GOD: Doubles) -> _Groups:
-    return _Groups(
-        np.concatenate([groups.count_GO, count_GO]), np.concatenate([groups.mean_GOD, mean_GOD])
-    )
-
-
 def _merged(
     groups: _Groups, members: list[list[int]], scales: _Scales, most: int | None
 ) -> tuple[_Groups, list[list[int]], float]:
     """Merge until nothing more is alike, and until there are `most` at most."""
-    count_GO, mean_GOD = groups.count_GO.copy(), groups.mean_GOD.copy()
+    now = _Groups(*(array.copy() for array in groups))
     members, left = list(members), len(members)
-    odds_GG = _log_odds(groups, groups, scales)
+    product_OGG = _products(now, now)  # the sums of what is merged add up, and so do these
+    odds_GG = _log_odds(now, now, product_OGG, scales)
     np.fill_diagonal(odds_GG, -np.inf)
     alive_G = np.full(left, True)
     while left > 1:
         a, b = divmod(int(odds_GG.argmax()), len(odds_GG))
         if odds_GG[a, b] < 0 and (most is None or left <= most):
             break
-        total_O = count_GO[a] + count_GO[b]
-        share_O1 = (count_GO[b] / np.maximum(total_O, 1))[:, None]
-        mean_GOD[a] += share_O1 * (mean_GOD[b] - mean_GOD[a])
-        count_GO[a], members[a] = total_O, members[a] + members[b]
+        now.count_GO[a] += now.count_GO[b]
+        now.sum_GOD[a] += now.sum_GOD[b]
+        product_OGG[:, a] += product_OGG[:, b]
+        product_OGG[:, :, a] += product_OGG[:, :, b]
+        now.square_GO[a] = product_OGG[:, a, a]
+        members[a] = members[a] + members[b]
         alive_G[b], left = False, left - 1
         odds_GG[b] = odds_GG[:, b] = -np.inf
-        one = _Groups(count_GO[a : a + 1], mean_GOD[a : a + 1])
-        new_G = np.where(alive_G, _log_odds(one, _Groups(count_GO, mean_GOD), scales)[0], -np.inf)
-        new_G[a] = -np.inf
-        odds_GG[a] = odds_GG[:, a] = new_G
+        odds_G = _log_odds(now.take(slice(a, a + 1)), now, product_OGG[:, a : a + 1], scales)[0]
+        odds_G[~alive_G], odds_G[a] = -np.inf, -np.inf
+        odds_GG[a] = odds_GG[:, a] = odds_G
     kept = np.flatnonzero(alive_G)
     best = float(odds_GG.max()) if left > 1 else 0.0
-    return _Groups(count_GO[kept], mean_GOD[kept]), [members[one] for one in kept.tolist()], best
+    return now.take(kept), [members[one] for one in kept.tolist()], best
 
 
 def _joining(
     groups: _Groups,
     members: list[list[int]],
     waiting: NDArray[np.int64],
-    count_KO: Doubles,
-    mean_KOD: Doubles,
+    own: _Groups,
     scales: _Scales,
 ) -> tuple[_Groups, NDArray[np.int64]]:
     """Clients join the cluster that they are most alike, if any; returns who still waits."""
     if not len(waiting):
         return groups, waiting
-    own = _Groups(count_KO[waiting], mean_KOD[waiting])
-    odds_WG = _log_odds(own, groups, scales)
+    # At first these are the last of all clients, which are not copied.
+    last = len(own.count_GO) - len(waiting)
+    theirs = own.take(slice(last, None) if waiting[0] == last else waiting)
+    odds_WG = _log_odds(theirs, groups, _products(theirs, groups), scales)
     best_W, joins_W = odds_WG.argmax(axis=1), odds_WG.max(axis=1) >= 0
-    count_GO, mean_GOD = groups.count_GO.copy(), groups.mean_GOD.copy()
-    for group in range(len(members)):
-        chosen = joins_W & (best_W == group)
-        total_O = count_GO[group] + own.count_GO[chosen].sum(axis=0)
-        sum_OD = count_GO[group][:, None] * mean_GOD[group]
-        sum_OD += (own.count_GO[chosen][..., None] * own.mean_GOD[chosen]).sum(axis=0)
-        count_GO[group], mean_GOD[group] = total_O, sum_OD / np.maximum(total_O, 1)[:, None]
-        members[group] = members[group] + waiting[chosen].tolist()
-    return _Groups(count_GO, mean_GOD), waiting[~joins_W]
+    joins_GW = (joins_W & (best_W == np.arange(len(members))[:, None])).astype(np.float64)
+    count_GO = groups.count_GO + joins_GW @ theirs.count_GO
+    flat_WX = theirs.sum_GOD.reshape(len(waiting), -1)
+    sum_GOD = groups.sum_GOD + (joins_GW @ flat_WX).reshape(groups.sum_GOD.shape)
+    for group, joins_W in enumerate(joins_GW):
+        members[group] = members[group] + waiting[joins_W > 0].tolist()
+    square_GO = np.einsum("god,god->go", sum_GOD, sum_GOD)
+    return _Groups(count_GO, sum_GOD, square_GO), waiting[odds_WG.max(axis=1) < 0]

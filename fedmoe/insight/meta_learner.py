@@ -1,12 +1,15 @@
 """The MetaLearner: observes insights, and turns them into guidance by a list of policies."""
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight.columns import RoundInsights
@@ -100,9 +103,10 @@ class MetaLearner:
             client_of = {client: client for client in told.numbers["client_id"].tolist()}
         self.memory.add(told)
         self._merged = {}
-        for policy in self.policies:
-            policy.answered(client_of)
-            policy.learn(self.memory, round)
+        with _one_thread():
+            for policy in self.policies:
+                policy.answered(client_of)
+                policy.learn(self.memory, round)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
         memory = {
             "insights": len(self.memory), "bytes": self.memory.nbytes,
@@ -141,7 +145,21 @@ class MetaLearner:
         self.history, self._merged = json.loads(values["summaries"]), {}
         for policy in self.policies:
             own = _below(policy.name, arrays)
-            policy.restore(self.memory, own, values["policies"][policy.name])
+            with _one_thread():  # as in `observe`, or sums may be rounded in another way
+                policy.restore(self.memory, own, values["policies"][policy.name])
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Linear algebra on one thread: policies' many small matrices are slower on several.
+
+    Threads that wait for each other lose most where other processes want the cores.
+    """
+    return _libraries().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

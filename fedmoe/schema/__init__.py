@@ -22,6 +22,15 @@ from fedmoe.schema.experiment import (
     StoppingConfig,
     TrackingConfig,
 )
+from fedmoe.schema.global_strategies import (
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgConfig,
+    FedAvgFineTuneConfig,
+    FedProxConfig,
+    FedYogiConfig,
+    ReptileConfig,
+)
 from fedmoe.schema.insight import (
     ExpertAssignmentPolicyConfig,
     GaussiansPolicyConfig,
@@ -63,6 +72,16 @@ from fedmoe.schema.partition import (
     RotationConfig,
     ShardsConfig,
 )
+from fedmoe.schema.personal_strategies import (
+    DittoConfig,
+    FedEmConfig,
+    FedMoeConfig,
+    FedProtoConfig,
+    FedRepConfig,
+    IfcaConfig,
+    LocalConfig,
+    LocalGlobalConfig,
+)
 from fedmoe.schema.runtime import (
     InProcessConfig,
     RayConfig,
@@ -71,25 +90,12 @@ from fedmoe.schema.runtime import (
 )
 from fedmoe.schema.strategy import (
     CustomStrategyConfig,
-    DittoConfig,
-    FedAdagradConfig,
-    FedAdamConfig,
-    FedAvgConfig,
-    FedAvgFineTuneConfig,
-    FedEmConfig,
-    FedMoeConfig,
-    FedProtoConfig,
-    FedProxConfig,
-    FedRepConfig,
-    FedYogiConfig,
-    IfcaConfig,
     InsightExchangeConfig,
-    LocalConfig,
-    LocalGlobalConfig,
-    ReptileConfig,
     StockConfig,
-    StrategyBase,
     StrategyConfig,
+)
+from fedmoe.schema.strategy_base import (
+    StrategyBase,
 )
 from fedmoe.schema.training import (
     TrainingConfig,

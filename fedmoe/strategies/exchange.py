@@ -1,26 +1,22 @@
 """The server's side of insight exchange, apart from any strategy.
 
-It asks for insights, judges what comes, lets the MetaLearner learn, and hands out guidance. What
-follows from a client's data alone is asked for once, and again when its number of samples
-changes; parts of guidance are told once, and again when they change or are lost.
+It asks for insights, lets the MetaLearner learn, and hands out guidance. What follows from a
+client's data alone is asked for once, and again when its number of samples changes; parts of
+guidance are told once, and again when they change or are lost.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance, MetaLearner, RoundInsights
-from fedmoe.insight.columns import PayloadColumns
-from fedmoe.insight.insight import implausible
 from fedmoe.insight.payloads import Payloads
 from fedmoe.messages import words
-from fedmoe.messages.arrays import Stack, as_arrays
-from fedmoe.messages.parts import Part
 from fedmoe.messages.seams import RecordType
+from fedmoe.strategies.incoming import Incoming
 
 _NOTHING: Mapping[str, NDArray[Any]] = {}
 _OTHER = np.zeros(0)  # stands for a part that a node holds, and that is not advised any more
@@ -41,7 +37,7 @@ class Exchange:
         meta_learner: learns from the insights.
         payloads: that there are.
         wanted: names of those that are asked for.
-        client_of: the client id that each node gave first; it must keep to it.
+        incoming: judges what comes, and knows which node is which client.
         told: the parts of guidance that each node has.
         insights: the last round's, ascending by client.
         findings: what the MetaLearner made of them.
@@ -54,33 +50,27 @@ class Exchange:
         self.wanted = payloads.fitting([*wanted, *meta_learner.reads])
         parts = ((name, payloads.by_name[name].made_by) for name in self.wanted)
         self._made_by = {name: part for name, part in parts if part is not None}
-        self.client_of: dict[int, int] = {}
+        self.incoming = Incoming(payloads)
         self.told: dict[int, Mapping[str, NDArray[Any]]] = {}
         self.insights = RoundInsights.of([])
         self.findings: dict[str, Any] = {}
         self._round = 0
-        self._node_of: dict[int, int] = {}
         self._examples_of: dict[int, int] = {}  # by client, as its last insight has it
         self._asked: dict[int, _Asked] = {}
-        # This round's good insights: those that came together, and each node's piece and place.
-        self._pieces: list[RoundInsights] = []
-        self._accepted: dict[int, tuple[int, int]] = {}
         self._place_of: dict[int, int] = {}  # in the grid
         self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
     def begin(self, round: int, connected: Sequence[int]) -> None:
         """A round begins; a client whose node is gone may come back as another node."""
-        self._round, self._pieces, self._accepted, self._asked = round, [], {}, {}
-        self._place_of = {node: place for place, node in enumerate(connected)}
-        self._known_as = {}
         here = set(connected)
-        self.client_of = {n: client for n, client in self.client_of.items() if n in here}
+        self.incoming.begin(round, here)
+        self._round, self._asked, self._known_as = round, {}, {}
+        self._place_of = {node: place for place, node in enumerate(connected)}
         self.told = {n: parts for n, parts in self.told.items() if n in here}
-        self._node_of = {client: node for node, client in self.client_of.items()}
 
     def _name(self, node: int) -> int:
         """A node's client id, or a stand-in below 0, which goes by the grid's order."""
-        return self.client_of.get(node, -1 - self._place_of.get(node, 0))
+        return self.incoming.client_of.get(node, -1 - self._place_of.get(node, 0))
 
     def select(self, nodes: Sequence[int], count: int) -> list[int] | None:
         """Who is to train of those that are there, in their order, if a policy says so."""
@@ -116,6 +106,7 @@ class Exchange:
                     made[same] = _Asked(payloads, guidance, {**request, **records})
                 seen[key] = made[same]
             self._asked[node] = seen[key]
+            self.incoming.asked[node] = seen[key].payloads
         return [self._asked[node].records for node in nodes]
 
     def _lacking(self, clients: Sequence[int]) -> list[tuple[str, ...]]:
@@ -152,80 +143,15 @@ class Exchange:
                 asked.add(name)
         return self.payloads.fitting(asked)
 
-    def check(self, reply: Message) -> None:
-        """Accept a reply's insight, or refuse one that is malformed, stale, or somebody else's.
-
-        Raises:
-            ValueError: says what is wrong.
-        """
-        insight = words.get_insight(reply.content)
-        insight.check(self.payloads)
-        node = reply.metadata.src_node_id
-        if insight.round != self._round:
-            raise ValueError(f"insight of round {insight.round} in round {self._round}")
-        if unasked := self._unasked(insight.payload, node):
-            raise ValueError(f"insight payload {unasked[0]} was not asked for")
-        if not self._accept(node, insight.client_id, len(self._pieces), 0):
-            raise ValueError(f"client id {insight.client_id} does not belong to node {node}")
-        self._pieces.append(RoundInsights.of([insight]))
-
-    def _unasked(self, arrays: Iterable[str], node: int) -> list[str]:
-        """Payloads that a node was not asked for."""
-        asked = self._asked[node].payloads if node in self._asked else ()
-        return [name for name in self.payloads.told(arrays) if name not in asked]
-
-    def _accept(self, node: int, client: int, piece: int, place: int) -> bool:
-        """Take a node's insight, unless it speaks for another's client."""
-        if self._node_of.get(client, node) != node or self.client_of.get(node, client) != client:
-            return False
-        self._node_of[client], self.client_of[node] = node, client
-        self._accepted[node] = piece, place
-        return True
-
-    def doubtful(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
-        """Accept the insights of stacked replies, but for those that `check` is to judge.
-
-        Args:
-            part: the replies, P of them.
-            nodes: whose they are.
-
-        Returns:
-            (P,) which are left to `check`.
-        """
-        numbers, payload = words.get_insights(part.records), part.records.get(words.PAYLOAD)
-        if numbers is None or not isinstance(payload, Stack | None):
-            return np.full(len(nodes), True)
-        arrays = as_arrays(payload.tensors) if payload else {}
-        doubtful = implausible(numbers, arrays, self.payloads)
-        doubtful |= numbers["round"] != self._round
-        payloads = [PayloadColumns(numbers["client_id"], arrays)] if arrays else []
-        self._pieces.append(RoundInsights(numbers, payloads))
-        piece, clients = len(self._pieces) - 1, numbers["client_id"].tolist()
-        for place in np.flatnonzero(~doubtful).tolist():
-            node = nodes[place]
-            unasked = arrays and self._unasked(arrays, node)
-            doubtful[place] = unasked or not self._accept(node, clients[place], piece, place)
-        return doubtful
-
-    def accepted(self, node: int) -> bool:
-        """Whether a node's insight of this round has been accepted."""
-        return node in self._accepted
-
     def observe(self, round: int, nodes: Sequence[int]) -> None:
         """Let the MetaLearner observe what some nodes' accepted replies told."""
-        came: dict[int, tuple[list[int], list[int]]] = {}  # by piece: nodes, and places there
-        for node in nodes:
-            piece, place = self._accepted[node]
-            own = came.setdefault(piece, ([], []))
-            own[0].append(node)
-            own[1].append(place)
         answered = set(nodes)
-        taken = [self._pieces[piece].take(places) for piece, (_, places) in came.items()]
-        for (some, _), insights in zip(came.values(), taken, strict=True):
+        taken = self.incoming.taken(nodes)
+        for some, insights in taken:
             self._note(some, insights)
-        self.insights = RoundInsights.joined(taken)
+        self.insights = RoundInsights.joined([insights for _, insights in taken])
         client_of = {
-            name: self.client_of[node] if node in answered else None
+            name: self.incoming.client_of[node] if node in answered else None
             for node, name in self._known_as.items()
         }
         self.findings = self.meta_learner.observe(round, self.insights, client_of)
@@ -259,7 +185,7 @@ class Exchange:
             for parts, advice in ((parts, self._advice(n)) for n, parts in self.told.items())
         ]
         arrays |= {
-            "exchange/client_of": np.array(list(self.client_of.items()), dtype=np.uint64),
+            "exchange/client_of": np.array(list(self.incoming.client_of.items()), dtype=np.uint64),
             "exchange/examples_of": np.array(list(self._examples_of.items()), dtype=np.int64),
             "exchange/told": np.array(list(self.told), dtype=np.uint64),
             "exchange/held": np.array(held, dtype=np.int8).reshape(len(held), len(names)),
@@ -269,7 +195,7 @@ class Exchange:
     def restore(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a checkpoint."""
         self.meta_learner.restore(arrays, values["meta_learner"])
-        self.client_of = dict(arrays["exchange/client_of"].reshape(-1, 2).tolist())
+        self.incoming.client_of = dict(arrays["exchange/client_of"].reshape(-1, 2).tolist())
         self._examples_of = dict(arrays["exchange/examples_of"].reshape(-1, 2).tolist())
         self.told = {}
         held = arrays["exchange/held"].tolist()
@@ -280,4 +206,4 @@ class Exchange:
 
     def _advice(self, node: int) -> Mapping[str, NDArray[Any]]:
         """The parts of guidance that a node should have by now."""
-        return self.meta_learner.guidance(self.client_of.get(node, -1)).parts
+        return self.meta_learner.guidance(self.incoming.client_of.get(node, -1)).parts

@@ -9,7 +9,7 @@ Letters: C clients that replied, E experts, M experts that a client was sent or 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,19 @@ class _Asked:
 
     row_of: dict[int, int]
     index_CM: NDArray[np.int64]
+
+
+@dataclass
+class _Sent:
+    """What was sent last. Whatever is sent next sets it anew, so that no checkpoint keeps it.
+
+    Attributes:
+        models: all experts, (E, ...) by name.
+        asked: in training, once clients are sent unlike experts.
+    """
+
+    models: Parameters = field(default_factory=dict)
+    asked: _Asked | None = None
 
 
 def merge_experts(
@@ -92,13 +105,11 @@ class ExpertAveraging(StackedFedAvg):
     mergeable = False
     sends_back_all = True
 
-    _sent: Parameters
-    _asked: _Asked | None = None  # in this round, once clients are sent unlike experts
-
     def __init__(self, *, assignment: ExpertAssignment | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.assignment = assignment
         self._round = 0
+        self._sent = _Sent()
 
     @override
     def configure_train(
@@ -109,7 +120,7 @@ class ExpertAveraging(StackedFedAvg):
 
     @override
     def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
-        self._sent = tensors_of(arrays)
+        self._sent.models = tensors_of(arrays)
         if self._assigns:
             return {self.configrecord_key: config}
         index = self.sent_experts()
@@ -131,7 +142,7 @@ class ExpertAveraging(StackedFedAvg):
         if self.assignment is None or not self._assigns:
             return None
         index_CM = self.assignment.choose(nodes, explore=True)
-        self._asked = _Asked({node: row for row, node in enumerate(nodes)}, index_CM)
+        self._sent.asked = _Asked({node: row for row, node in enumerate(nodes)}, index_CM)
         return self._each(index_CM)
 
     @override
@@ -148,7 +159,7 @@ class ExpertAveraging(StackedFedAvg):
 
     def _held(self, index: Tensor) -> dict[str, RecordType]:
         """Some experts, (M,), and which they are."""
-        chosen = {name: value[index] for name, value in self._sent.items()}
+        chosen = {name: value[index] for name, value in self._sent.models.items()}
         return {
             self.arrayrecord_key: lazy_record(chosen),
             words.EXPERTS: lazy_record({"index": index}),
@@ -195,10 +206,10 @@ class ExpertAveraging(StackedFedAvg):
 
     def _asked_experts(self, nodes: Sequence[int]) -> NDArray[np.int64]:
         """Which experts some nodes were sent to train, (C, M)."""
-        if self._asked is not None:
-            return self._asked.index_CM[[self._asked.row_of[node] for node in nodes]]
+        if (asked := self._sent.asked) is not None:
+            return asked.index_CM[[asked.row_of[node] for node in nodes]]
         index = self.sent_experts()
-        count = len(next(iter(self._sent.values())))
+        count = len(next(iter(self._sent.models.values())))
         own = np.arange(count) if index is None else index.numpy()
         return np.broadcast_to(own, (len(nodes), len(own)))
 
@@ -214,4 +225,4 @@ class ExpertAveraging(StackedFedAvg):
             proven_CM = self.assignment.proven(nodes, index_CM)
             examples_CM = examples_CM * torch.from_numpy(proven_CM).to(examples_CM)
         arrays = replies.arrays(self.arrayrecord_key)
-        return merge_experts(self._sent, arrays, told["index"], examples_CM)
+        return merge_experts(self._sent.models, arrays, told["index"], examples_CM)

@@ -147,7 +147,7 @@ class FedMoE(ExpertAveraging):
 
     @property
     def _wants_strengths(self) -> bool:
-        held = len(next(iter(self._sent.values())))
+        held = len(next(iter(self._sent.models.values())))
         if self.assignment is not None:
             held = self.assignment.held
         return self.split and held > 1 and len(self.strengths) > 1

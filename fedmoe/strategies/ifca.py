@@ -24,60 +24,45 @@ from fedmoe.models import Parameters
 from fedmoe.strategies.experts import ExpertAveraging
 
 
-class Ifca(ExpertAveraging):
-    """Clustered FedAvg.
+class Trials:
+    """Several starts, which are tried one after the other.
 
     Attributes:
         starts: further models to begin with, (K, ...) by name, besides the first round's.
-        restart_rounds: how many rounds each start is tried.
+        rounds: how many each is tried.
         begun: the trial whose models were merged last; 0 for those of the first round.
         tried: by trial, the mean training loss of its last round, and its models.
     """
 
-    sends_back_all = False
-
-    def __init__(
-        self, *, starts: Sequence[Parameters] = (), restart_rounds: int = 1, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        self.starts, self.restart_rounds = list(starts), restart_rounds
+    def __init__(self, starts: Sequence[Parameters], rounds: int) -> None:
+        self.starts, self.rounds = list(starts), rounds
         self.begun = 0
         self.tried: dict[int, tuple[float, Parameters]] = {}
 
-    @override
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Begin anew where another start is due, and go on from the best after the last."""
-        trial = self._trial(server_round)
+    def of(self, server_round: int) -> int:
+        """Whose turn a round is."""
+        return (server_round - 1) // self.rounds
+
+    def due(self, server_round: int) -> Parameters | None:
+        """The models to train in place of the last ones: another start, or the best after all."""
+        trial = self.of(server_round)
         # Void rounds merge nothing, so that what is due stays due.
         if self.begun < trial <= len(self.starts):
-            arrays = lazy_record(self.starts[trial - 1])
-        elif trial > len(self.starts) and self.tried:
-            arrays = lazy_record(self._best())
-        return super().configure_train(server_round, arrays, config, grid)
+            return self.starts[trial - 1]
+        return self._best() if trial > len(self.starts) and self.tried else None
 
-    @override
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average, and choose among the starts once all have been tried."""
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        if arrays is None or not self.starts:
-            return arrays, metrics
-        trial = self._trial(server_round)
+    def note(self, server_round: int, loss: float, models: Parameters) -> Parameters | None:
+        """What a round has made of a start; returns the best once all have been tried."""
+        trial = self.of(server_round)
         if trial > len(self.starts):
             self.tried = {}
-            return arrays, metrics
-        loss = metrics.get(words.LOSS) if metrics else None
+            return None
         self.begun = trial
-        self.tried[trial] = (loss if isinstance(loss, float) else math.inf, tensors_of(arrays))
-        if self._trial(server_round + 1) > len(self.starts):
-            arrays, self.tried = lazy_record(self._best()), {}
-        return arrays, metrics
-
-    def _trial(self, server_round: int) -> int:
-        return (server_round - 1) // self.restart_rounds
+        self.tried[trial] = loss, models
+        if self.of(server_round + 1) <= len(self.starts):
+            return None
+        best, self.tried = self._best(), {}
+        return best
 
     def _best(self) -> Parameters:
         return min(self.tried.values(), key=lambda one: one[0])[1]
@@ -99,3 +84,41 @@ class Ifca(ExpertAveraging):
         for trial, loss in values["losses"]:
             own = {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{trial}/")}
             self.tried[trial] = (loss, copied(own))
+
+
+class Ifca(ExpertAveraging):
+    """Clustered FedAvg.
+
+    Attributes:
+        trials: of the starts.
+    """
+
+    sends_back_all = False
+
+    def __init__(
+        self, *, starts: Sequence[Parameters] = (), restart_rounds: int = 1, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.trials = Trials(starts, restart_rounds)
+
+    @override
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Begin anew where another start is due, and go on from the best after the last."""
+        due = self.trials.due(server_round)
+        sent = arrays if due is None else lazy_record(due)
+        return super().configure_train(server_round, sent, config, grid)
+
+    @override
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average, and choose among the starts once all have been tried."""
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if arrays is None or not self.trials.starts:
+            return arrays, metrics
+        loss = metrics.get(words.LOSS) if metrics else None
+        known = loss if isinstance(loss, float) else math.inf
+        best = self.trials.note(server_round, known, tensors_of(arrays))
+        return (arrays if best is None else lazy_record(best)), metrics

@@ -103,11 +103,11 @@ class Insights(StackedFedAvg):
         """
         if hasattr(super(), "check_reply"):
             super().check_reply(reply)  # type: ignore[misc]
-        self.exchange.check(reply)
+        self.exchange.incoming.check(reply)
 
     def doubtful_replies(self, part: Part, nodes: Sequence[int]) -> NDArray[np.bool_]:
         """Which stacked replies, (P,), `check_reply` is to look at."""
-        doubtful = self.exchange.doubtful(part, nodes)
+        doubtful = self.exchange.incoming.doubtful(part, nodes)
         if hasattr(super(), "check_reply"):
             doubtful |= super().doubtful_replies(part, nodes)  # type: ignore[misc]
         return doubtful
@@ -119,7 +119,7 @@ class Insights(StackedFedAvg):
         """Let the MetaLearner observe the round's insights, and go on as without them."""
         came = Replies.of(replies)
         known = [
-            self.exchange.accepted(node) or self._is_good(came[row])
+            self.exchange.incoming.accepted(node) or self._is_good(came[row])
             for row, node in enumerate(came.nodes)
         ]
         good = came.select(np.flatnonzero(known))

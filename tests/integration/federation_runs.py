@@ -51,6 +51,10 @@ RUNS: dict[str, list[str]] = {
         *CLASSES, "strategy=ifca", "strategy.restarts=3", "strategy.restart_rounds=2",
         "strategy.fraction_train=0.5",
     ],
+    "ifca-insights": [
+        *CLASSES, "strategy=ifca", "strategy.restarts=3", "strategy.restart_rounds=1",
+        "meta_learner=prototypes", "insight.memory_rounds=2",
+    ],
     "local-global": [
         *CLASSES, "strategy=local_global", "strategy.fraction_train=0.5",
         "training.reset_optimizer=false",

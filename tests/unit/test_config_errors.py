@@ -34,6 +34,15 @@ MISTAKES = [
     (["model@other=moe"], "model@other=moe: no such key; did you mean model? " + TOP),
     (["model.options.x=1"], "model.options.x=1: no such key; Allowed in model: hidden, name"),
     (["hydra.rnu.dir=x"], "hydra.rnu.dir=x: no such key; did you mean hydra.run? Allowed in hydra"),
+    (
+        ["+experiment=regimes/permuted", "tracking.run_dir=x"],
+        "tracking.run_dir=x: no such key; Allowed in tracking: checkpoint_every, log_format",
+    ),
+    (["+experiment=permuted"], "+experiment=permuted: no such option; did you mean regimes/permut"),
+    (
+        ["+experiment=regimes/permutde"],
+        "+experiment=regimes/permutde: no such option; did you mean regimes/permuted? Allowed: dit",
+    ),
     # keys of another option
     (
         ["partition=iid", "partition.alpha=0.1"],

@@ -71,6 +71,17 @@ class LocalAlgorithm:
         """
         return job.train(start)
 
+    def trained_from(self, job: "Job", start: Parameters, end: Parameters) -> Parameters:
+        """The models that training began with, with the rows of those that came out.
+
+        Args:
+            job: the clients.
+            start: the models that `train` was given, (C or 1, ...) by name.
+            end: those that it returned, (C, ...).
+        """
+        del job, end
+        return start
+
     def told(self, job: "Job", trained: Trained) -> Records:
         """What the clients reply besides metrics: the parameters that they were sent, trained.
 

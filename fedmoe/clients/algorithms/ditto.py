@@ -39,14 +39,14 @@ class Ditto(LocalAlgorithm):
     def train(self, job: "Job", start: Parameters) -> Trained:
         """Train both; what is told is the global one."""
         personal = job.train(
-            job.own(PERSONAL, start),
+            job.own.read(PERSONAL, start),
             epochs=self.epochs,
             terms=[Proximal(job.each(start), self.strength)],
             optimizer=PERSONAL_OPTIMIZER,
         )
-        job.keep(PERSONAL, personal.params)
+        job.own.keep(PERSONAL, personal.params)
         return job.train(start)
 
     def personal_model(self, job: "Job", start: Parameters) -> Parameters:
         """The private models; the global one of clients that have never trained."""
-        return job.own(PERSONAL, start)
+        return job.own.read(PERSONAL, start)

@@ -61,6 +61,13 @@ class Ifca(LocalAlgorithm):
         return job.train(chosen, frozen=frozenset({_ASSIGNMENT}), experts=index_C1)
 
     @override
+    def trained_from(self, job: "Job", start: Parameters, end: Parameters) -> Parameters:
+        """Of all models the chosen one; the choice was made before training."""
+        index_C1 = end[_ASSIGNMENT].long()
+        chosen = {n: held_rows(start[n], index_C1) for n in end if n != _ASSIGNMENT}
+        return {**chosen, _ASSIGNMENT: end[_ASSIGNMENT]}
+
+    @override
     def told(self, job: "Job", trained: Trained) -> Records:
         """The one model that was trained, and which it was."""
         shared, private = self.split(job.experiment.model, trained.params)

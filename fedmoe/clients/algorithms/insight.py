@@ -43,18 +43,18 @@ class InsightExchange(LocalAlgorithm):
         if self.averaging is None:
             return trained
         none_1 = torch.zeros(1, device=job.experiment.device)
-        rounds_C = job.each(job.own(ROUNDS, {"rounds": none_1}))["rounds"] + 1
+        rounds_C = job.each(job.own.read(ROUNDS, {"rounds": none_1}))["rounds"] + 1
         share_C = ((self.averaging + 1) / (rounds_C + self.averaging)).clamp_max(1)
-        before = job.own(AVERAGE, start)
+        before = job.own.read(AVERAGE, start)
         average = {
             name: before[name] + share_C.view(-1, *[1] * (now.dim() - 1)) * (now - before[name])
             for name, now in trained.params.items()
         }
-        job.keep(AVERAGE, average)
-        job.keep(ROUNDS, {"rounds": rounds_C})
+        job.own.keep(AVERAGE, average)
+        job.own.keep(ROUNDS, {"rounds": rounds_C})
         return trained
 
     @override
     def personal_model(self, job: "Job", start: Parameters) -> Parameters:
         """The averages; the initial model of clients that have never trained."""
-        return job.own(AVERAGE, start)
+        return job.own.read(AVERAGE, start)

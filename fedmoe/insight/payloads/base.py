@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fedmoe.data.federation import Task
 from fedmoe.models import MixtureOfExperts
@@ -24,6 +25,7 @@ from fedmoe.models.router_losses import FederationLoad
 from fedmoe.schema import ExperimentConfig, InsightConfig, ModelConfig
 
 MAX_MAGNITUDE = 1e12  # no honest statistic of ours comes near; keeps sums finite
+ROUNDING = 1e-3  # what float32 may lose of a sum, and more
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -123,6 +125,15 @@ class Payload(ABC):
         """Which clients' arrays of good shape and size no honest client could have sent, (C,)."""
         del arrays
         return np.full(len(num_examples_C), False)
+
+
+class ClassPayload(Payload):
+    """One that tells of each class."""
+
+    @property
+    @override
+    def fits(self) -> bool:
+        return self.facts.task.kind == "classification"
 
 
 def out_of_range(array_C: NDArray[Any]) -> NDArray[np.bool_]:

@@ -28,17 +28,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedmoe.data.drawing import Stream, generator
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened, wrong_counts
+from fedmoe.insight.payloads.base import (
+    ROUNDING,
+    ClassPayload,
+    Shapes,
+    Sources,
+    shortened,
+    wrong_counts,
+)
 from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
 from fedmoe.schema import InsightConfig
 from fedmoe.training.representations import class_sums
 
 Doubles = NDArray[np.float64]
-_ROUNDING = 1e-3  # what float32 may lose of a sum, and more
 _MORE_COLUMNS = 20  # of a sketch than the rank that is looked for, as range finders have
 
 
-class Gaussians(Payload):
+class Gaussians(ClassPayload):
     """`gaussian_count` (O,), `gaussian_sum` (O, D), and what `insight.covariance` asks for.
 
     See `covariance_of` for `auto`. `diagonal`: `gaussian_squares` (O, D). `class`:
@@ -51,11 +57,6 @@ class Gaussians(Payload):
     """
 
     name = "gaussians"
-
-    @property
-    @override
-    def fits(self) -> bool:
-        return self.facts.task.kind == "classification"
 
     @property
     @override
@@ -124,7 +125,7 @@ class Gaussians(Payload):
         scaled_COD = came["gaussian_sum"] / np.sqrt(np.maximum(count_CO, 1))[..., None]
         total_CO = _totals(came)
         bad_C |= _too_small(total_CO, (scaled_COD**2).sum(axis=2)).any(axis=1)
-        most = np.inf if config.clip is None else (1 + _ROUNDING) * config.clip**2
+        most = np.inf if config.clip is None else (1 + ROUNDING) * config.clip**2
         with np.errstate(invalid="ignore"):  # infinity times 0 samples is none at all
             most_CO = np.where(count_CO > 0, most * count_CO, 0.0)
         bad_C |= (total_CO > most_CO).any(axis=1)
@@ -134,7 +135,7 @@ class Gaussians(Payload):
             bad_C |= is_negative(scatter, trace_C)
         if "gaussian_totals" in came:
             held_C, all_C = self._held(came), total_CO.sum(axis=1)
-            bad_C |= np.abs(held_C - all_C) > _ROUNDING * all_C
+            bad_C |= np.abs(held_C - all_C) > ROUNDING * all_C
         return np.asarray(bad_C)
 
     @staticmethod
@@ -217,4 +218,4 @@ def _diagonal(came: Mapping[str, Doubles]) -> Doubles:
 
 
 def _too_small(squares: Doubles, needed: Doubles) -> NDArray[np.bool_]:
-    return np.asarray(squares * (1 + _ROUNDING) < needed)
+    return np.asarray(squares * (1 + ROUNDING) < needed)

@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened, wrong_counts
+from fedmoe.insight.payloads.base import (
+    ROUNDING,
+    ClassPayload,
+    Shapes,
+    Sources,
+    shortened,
+    wrong_counts,
+)
 from fedmoe.training.representations import class_sums
 
 
-class Prototypes(Payload):
+class Prototypes(ClassPayload):
     """`prototype_sum` (O, D) and `prototype_count` (O,)."""
 
     name = "prototypes"
-
-    @property
-    @override
-    def fits(self) -> bool:
-        return self.facts.task.kind == "classification"
 
     @property
     @override
@@ -58,6 +60,6 @@ class Prototypes(Payload):
         length_CO = np.linalg.norm(sum_COD.astype(np.float64), axis=2)
         longest = np.inf if config.clip is None else config.clip
         with np.errstate(invalid="ignore"):  # infinity times 0 samples is none at all
-            allowed_CO = np.where(count_CO > 0, 1.001 * longest * count_CO, 0.0)
+            allowed_CO = np.where(count_CO > 0, (1 + ROUNDING) * longest * count_CO, 0.0)
         bad_C = wrong_counts(count_CO, num_examples_C, config.min_count)
         return np.asarray(bad_C | (length_CO > allowed_CO).any(axis=1))

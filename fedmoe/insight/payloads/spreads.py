@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources
+from fedmoe.insight.payloads.base import ClassPayload, Shapes, Sources
 from fedmoe.insight.payloads.gaussians import covariance_of, told_samples
 from fedmoe.insight.payloads.products import is_negative, products_of, unpacked
 
 BASIS = "gaussian_basis"
 
 
-class Spreads(Payload):
+class Spreads(ClassPayload):
     """`spread_products` (O, R), packed, see `products.unpacked`."""
 
     name = "spreads"
@@ -39,9 +39,8 @@ class Spreads(Payload):
     @override
     def fits(self) -> bool:
         """Where `gaussians` tell main directions, but not each class's products."""
-        task = self.facts.task
-        told = covariance_of(self.facts.config, task.num_features)
-        return task.kind == "classification" and told in ("pooled", "sketch")
+        told = covariance_of(self.facts.config, self.facts.task.num_features)
+        return super().fits and told in ("pooled", "sketch")
 
     @property
     @override

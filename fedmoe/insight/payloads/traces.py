@@ -16,21 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened
+from fedmoe.insight.payloads.base import ROUNDING, ClassPayload, Shapes, Sources, shortened
 from fedmoe.training.representations import class_sums
 
-_ROUNDING = 1e-3
 
-
-class Traces(Payload):
+class Traces(ClassPayload):
     """`class_trace` (O,)."""
 
     name = "traces"
-
-    @property
-    @override
-    def fits(self) -> bool:
-        return self.facts.task.kind == "classification"
 
     @property
     @override
@@ -61,5 +54,5 @@ class Traces(Payload):
         clip, spread_CO = self.facts.config.clip, arrays["class_trace"].astype(np.float64)
         most_C = np.full(len(num_examples_C), np.inf)
         if clip is not None:
-            most_C = (1 + _ROUNDING) * clip**2 * np.asarray(num_examples_C, dtype=np.float64)
+            most_C = (1 + ROUNDING) * clip**2 * np.asarray(num_examples_C, dtype=np.float64)
         return np.asarray((spread_CO < 0).any(axis=1) | (spread_CO.sum(axis=1) > most_C))

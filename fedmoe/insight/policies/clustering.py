@@ -63,6 +63,8 @@ def renamed(
         before: the numbers by client.
         numbers: how many there are at least; more where there are more clusters.
     """
+    if not before:
+        return label_K
     from scipy.optimize import linear_sum_assignment  # slow to import
 
     before_K = np.array([before.get(client, -1) for client in clients.tolist()], dtype=np.int64)

@@ -29,7 +29,8 @@ Doubles = NDArray[np.float64]
 
 # ln rho is searched between these: tau from 0.1 % to 1000 times sigma.
 _LOG_RHO = (2 * np.log(1e-3), 2 * np.log(1e3))
-_GRID = 25
+_GRID = 10
+_ROUNDING = 1e-6  # of sums that travelled as float32: what is less cannot be told from nothing
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Statistics:
     def of(cls, xx_KPP: Doubles, xy_KPO: Doubles, yy_KO: Doubles, samples: float) -> "Statistics":
         """Decompose; eigenvalues at rounding level are set to zero (fewer samples than P)."""
         scale_KP, basis_KPP = np.linalg.eigh(xx_KPP)
-        floor = scale_KP.max(axis=1, keepdims=True) * 1e-6  # statistics travel as float32
+        floor = scale_KP.max(axis=1, keepdims=True) * _ROUNDING
         scale_KP = np.where(scale_KP > floor, scale_KP, 0.0)
         projected = np.swapaxes(basis_KPP, 1, 2) @ xy_KPO
         projected *= (scale_KP > 0)[:, :, None]
@@ -84,12 +85,14 @@ class Statistics:
         weight_KP = self.scale_KP * shrunk_KP
         # Sums over clients and eigenvectors at once, as one product of matrices each.
         shrunk_KPO = shrunk_KP[:, :, None] * self.projected_KPO
-        precision_PP = (self.basis_PX * weight_KP.ravel()) @ self.basis_PX.T
+        scaled_PX = self.basis_PX * np.sqrt(weight_KP).ravel()
+        precision_PP = scaled_PX @ scaled_PX.T  # a matrix by itself: half the work
         right_PO = self.basis_PX @ shrunk_KPO.reshape(-1, shrunk_KPO.shape[2])
         mean_PO = np.linalg.lstsq(precision_PP, right_PO, rcond=None)[0]
         # y' V^-1 y = y'y - rho sum (U'c)^2 / (1 + rho s), by Woodbury's identity.
         squares = self.squares - rho * float((shrunk_KPO * self.projected_KPO).sum())
-        residual = max(squares - float((right_PO * mean_PO).sum()), 1e-12)
+        residual = squares - float((right_PO * mean_PO).sum())
+        residual = max(residual, _ROUNDING * self.squares, np.finfo(np.float64).tiny)
         outputs = right_PO.shape[1]
         noise = residual / (self.samples * outputs)
         log_determinant = -outputs * float(np.log(shrunk_KP).sum())

@@ -77,9 +77,8 @@ class StepSize(Policy):
         before = self._factor(_ALL)
         self._add(_ALL, moved_C, steep_C)
         if self.config.per == "client":
-            for place, client in enumerate(told["client_id"].tolist()):
-                self._add(client, moved_C[place : place + 1], steep_C[place : place + 1])
-        self._advise()
+            self._add_each(told["client_id"].tolist(), moved_C, steep_C)
+        self._advice = {}
         factor = self._factor(_ALL)
         self.decisions = {
             "learning_rate": factor,
@@ -104,10 +103,9 @@ class StepSize(Policy):
 
     def _add(self, who: int, moved_C: Doubles, steep_C: Doubles) -> None:
         """Add clients to the sums, which have some of the time before in them."""
-        zeta, power = self.config.zeta, self.config.power
-        moved, steep, count = self._sums.get(who, np.array([zeta**2, zeta**2, 0.0]))
+        zeta, power, decay = self.config.zeta, self.config.power, self.config.decay
+        moved, steep, count = self._sums.get(who, self._before)
         trust = float((zeta**2 / (count + 2 + np.arange(len(moved_C))) ** power).sum())
-        decay = self.config.decay
         self._sums[who] = np.array(
             [
                 decay * moved + moved_C.sum() + trust,
@@ -116,6 +114,22 @@ class StepSize(Policy):
             ]
         )
 
+    def _add_each(self, clients: list[int], moved_C: Doubles, steep_C: Doubles) -> None:
+        """Add clients, each to its own sums."""
+        before = self._before
+        sums_C3 = np.array([self._sums.get(client, before) for client in clients])
+        count_C1 = sums_C3[:, 2:]
+        told_C2 = np.stack([moved_C, steep_C], axis=1)
+        trust_C1 = self.config.zeta**2 / (count_C1 + 2) ** self.config.power
+        sums_C2 = self.config.decay * sums_C3[:, :2] + told_C2 + trust_C1
+        now_C3 = np.concatenate([sums_C2, count_C1 + 1], axis=1)
+        self._sums |= zip(clients, now_C3, strict=True)
+
+    @property
+    def _before(self) -> Doubles:
+        """The sums of who has not trained yet."""
+        return np.array([self.config.zeta**2, self.config.zeta**2, 0.0])
+
     def _factor(self, who: int) -> float:
         if who not in self._sums:
             return 1.0
@@ -123,16 +137,14 @@ class StepSize(Policy):
         limit = self.config.limit
         return float(np.clip(np.sqrt(moved / steep), 1 / limit, limit))
 
-    def _advise(self) -> None:
-        self._advice = {
-            who: Guidance({}, {"learning_rate": self._factor(who)}) for who in self._sums
-        }
-
     @override
     def advise(self, client_id: int) -> Guidance:
-        if not self._advice:
+        if not self._sums:
             return NOTHING
-        return self._advice.get(max(client_id, _ALL), self._advice[_ALL])
+        who = client_id if client_id in self._sums else _ALL
+        if who not in self._advice:
+            self._advice[who] = Guidance({}, {"learning_rate": self._factor(who)})
+        return self._advice[who]
 
     @override
     def state(self) -> State:
@@ -146,4 +158,4 @@ class StepSize(Policy):
         self, memory: Memory, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
     ) -> None:
         self._sums = dict(zip(arrays["who"].tolist(), arrays["sums"].copy(), strict=True))
-        self._advise()
+        self._advice = {}

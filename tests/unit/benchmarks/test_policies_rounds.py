@@ -10,7 +10,9 @@ import pytest
 from study_fakes import forbidden, outcome
 
 from benchmarks import policies
-from benchmarks.policies import INTERRUPTED, Case, cell, interval, main, rate_cases, selection_cases
+from benchmarks.policies import cell, interval, main
+from benchmarks.policy_cases import Case, rate_cases, selection_cases
+from benchmarks.study.command import INTERRUPTED
 from benchmarks.study.outcomes import Outcome, Point, Records
 from benchmarks.study.runs import Run
 from fedmoe.config import load_config

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from study_fakes import execute, execute_or_fail, forbidden
 
-from benchmarks.regimes import INTERRUPTED, main, plan_of, read_options
+from benchmarks.regimes import main, plan_of, read_options
+from benchmarks.study.command import INTERRUPTED
 from benchmarks.study.methods import METHODS
 from benchmarks.study.runs import FIRST_TUNING_SEED
 from benchmarks.study.settings import SETTINGS

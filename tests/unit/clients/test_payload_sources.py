@@ -93,6 +93,7 @@ def test_a_sketch_of_the_one_model_that_a_client_chose_is_at_its_place() -> None
     records = train_clients(made, request, StackedStates())
     said, models, chosen = (records[key] for key in ("payload", "arrays", "experts"))
     assert isinstance(said, Stack) and isinstance(models, Stack) and isinstance(chosen, Stack)
+    assert len(set(chosen.tensors["index"].flatten().tolist())) > 1
     changes = {n: torch.zeros(len(CLIENTS), *value.shape) for n, value in made.shared.items()}
     for client, expert in enumerate(chosen.tensors["index"].flatten().tolist()):
         for name, value in made.shared.items():
@@ -100,6 +101,10 @@ def test_a_sketch_of_the_one_model_that_a_client_chose_is_at_its_place() -> None
         expected = [float(expert == place) for place in range(3)]
         assert said.tensors["expert_load"][client].tolist() == expected
     torch.testing.assert_close(said.tensors["gradient_sketch"], sketched(made, changes))
+    distances = records["insight"]["distance"]  # type: ignore[index]
+    for client, distance in enumerate(distances):
+        squares = sum(float(change[client].square().sum()) for change in changes.values())
+        assert distance == pytest.approx(squares**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("held", [None, HELD])

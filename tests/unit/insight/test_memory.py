@@ -74,6 +74,17 @@ def test_newer_payloads_replace_older_ones() -> None:
     assert memory.payload_of(8) == {}
 
 
+def test_what_is_told_again_is_nothing_new() -> None:
+    memory = Memory()
+    memory.add([insight(c, 1, scale=c, num_examples=8) for c in (5, 1)])
+    before = memory.revision("prototype_sum")
+    memory.add([insight(c, 2, scale=c, num_examples=9) for c in (1, 5)])
+    assert memory.revision("prototype_sum") == before
+    assert memory.examples_of("prototype_sum", [5, 1]).tolist() == [9, 9]
+    memory.add([insight(5, 3, scale=4, num_examples=9)])
+    assert memory.revision("prototype_sum") != before
+
+
 def test_what_is_kept_is_a_copy() -> None:
     rows = np.ones((2, 3), np.float32)
     memory, numbers = Memory(), RoundInsights.of([insight(0, 1), insight(1, 1)]).numbers

@@ -75,6 +75,23 @@ def test_fit_finds_the_maximum() -> None:
     assert best.deviance <= min(deviance_written_out(clients, rho)[0] for rho in grid) + 1e-6
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_fewer_samples_than_coefficients_do_not_look_free_of_noise(seed: int) -> None:
+    """What float32 loses of the sums must not pass for targets that are explained."""
+    clients, _ = make_clients(seed, 0.5, [15] * 100, features=25)
+    sums = statistics_of(clients)
+    lossy = Statistics.of(
+        np.stack([x.T @ x for x, _ in clients]).astype(np.float32).astype(float),
+        np.stack([x.T @ y for x, y in clients]).astype(np.float32).astype(float),
+        np.stack([(y**2).sum(axis=0) for _, y in clients]).astype(np.float32).astype(float),
+        sums.samples,
+    )
+    best = fit(lossy)
+    grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 40))
+    assert best.deviance <= min(deviance_written_out(clients, rho)[0] for rho in grid) + 0.1
+    assert np.sqrt(best.noise) == pytest.approx(0.7, rel=0.3)
+
+
 @pytest.mark.parametrize("tau", [0.3, 1.0])
 def test_fit_recovers_how_related_the_clients_are(tau: float) -> None:
     clients, mu = make_clients(2, tau, [20] * 200)

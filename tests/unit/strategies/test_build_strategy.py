@@ -8,7 +8,8 @@ from flwr.serverapp import strategy as flower
 from fedmoe.config import load_config
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
-from fedmoe.strategies import build_strategy, register
+from fedmoe.insight import MetaLearner
+from fedmoe.strategies import Insights, build_strategy, register
 
 TASK = Task(kind="classification", num_features=3, num_outputs=2)
 
@@ -64,3 +65,20 @@ def test_a_custom_factory_gets_only_what_it_takes() -> None:
     )
     strategy = build_strategy(config, TASK)
     assert isinstance(strategy, flower.FedAvg) and strategy.fraction_train == 0.5
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ifca", "insight"])
+def test_a_learner_that_is_handed_in_is_used_whether_or_not_insights_are_configured(
+    name: str,
+) -> None:
+    learner = MetaLearner()
+    config = load_config([f"strategy={name}", "meta_learner=none"])
+    strategy = build_strategy(config, TASK, learner)
+    assert isinstance(strategy, Insights) and strategy.meta_learner is learner
+    assert strategy.exchange.wanted == ("prototypes", "traces")
+
+
+def test_a_learner_that_cannot_be_used_is_refused() -> None:
+    config = load_config(["strategy=stock", "strategy.class_name=FedAvg"])
+    with pytest.raises(ConfigError, match="strategy=stock: meta_learner and insight"):
+        build_strategy(config, TASK, MetaLearner())

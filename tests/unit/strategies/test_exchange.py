@@ -26,6 +26,7 @@ WORDS = [
 PROTOTYPES = 4 * 3 * (4 + 1)  # bytes: sums and counts of three classes of four features
 ALIKE = "meta_learner.prototypes.of=federation"  # all are told the same, of one payload
 INSIGHT = [*WORDS, "strategy=insight", ALIKE]
+GAUSSIANS = [*WORDS, "strategy=insight", "meta_learner=gaussians", "insight.rank=4"]
 FEDAVG = [*WORDS, "strategy=fedavg", "meta_learner=prototypes", ALIKE]
 
 
@@ -152,7 +153,7 @@ def test_a_client_behind_a_new_node_is_asked_and_told_anew() -> None:
     records = exchange.ask([3, 99])
     assert [one["insight"]["payloads"] for one in records] == ["", "prototypes"]
     assert ["guidance" in one for one in records] == [False, True]
-    assert 2 not in exchange.client_of and 2 not in exchange.told
+    assert 2 not in exchange.incoming.client_of and 2 not in exchange.told
 
 
 def test_who_has_other_data_is_asked_again() -> None:
@@ -190,7 +191,9 @@ def test_what_is_no_longer_advised_is_not_told_for_ever() -> None:
     assert [len(has) for has in rounds.strategy.exchange.told.values()] == 5 * [2]
 
 
-@pytest.mark.parametrize("words", [INSIGHT, FEDAVG], ids=["insight", "fedavg"])
+@pytest.mark.parametrize(
+    "words", [INSIGHT, GAUSSIANS, FEDAVG], ids=["insight", "gaussians", "fedavg"]
+)
 def test_a_cohort_tells_what_its_clients_would_tell_one_by_one(words: list[str]) -> None:
     def alone(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         return [answer([m], [c])[0] for m, c in zip(messages, contexts, strict=True)]
@@ -271,7 +274,9 @@ def test_nobody_takes_a_client_that_has_not_spoken_yet() -> None:
     for _ in range(9):
         rounds.go()
         assert rounds.failures == {}
-    assert rounds.strategy.exchange.client_of == {client + 2: client for client in range(5)}
+    assert rounds.strategy.exchange.incoming.client_of == {
+        client + 2: client for client in range(5)
+    }
 
 
 def test_all_liars_of_a_round_are_named() -> None:
@@ -294,7 +299,9 @@ def test_all_liars_of_a_round_are_named() -> None:
 # --------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("words", [INSIGHT, FEDAVG], ids=["insight", "fedavg"])
+@pytest.mark.parametrize(
+    "words", [INSIGHT, GAUSSIANS, FEDAVG], ids=["insight", "gaussians", "fedavg"]
+)
 @pytest.mark.parametrize("after", [1, 2, 3, 6])
 def test_a_restored_exchange_sends_what_it_would_have_sent(words: list[str], after: int) -> None:
     some = "strategy.fraction_train=0.6"

@@ -206,6 +206,7 @@ def play(experiment: Experiment, resumed: Sequence[int], rounds: int = 5) -> lis
         arrays = to_record(tensors_of(merged))
         if round in resumed:
             state, values = strategy_state(strategy)
+            assert not any("experts." in path for path in state)  # the standing has the model
             kept = {path: array.copy() for path, array in grid.state().items()}
             strategy, grid = strategy_of(experiment), InProcessGrid(experiment)
             restore_strategy(strategy, state, json.loads(json.dumps(values)))

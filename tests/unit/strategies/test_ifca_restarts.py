@@ -64,7 +64,7 @@ def play(
 
 def play_plainly(experiment: Experiment, void: Collection[int]) -> list[Parameters]:
     clients = PlainClients(experiment)
-    starts = [experiment.shared, *strategy_of(experiment).starts]
+    starts = [experiment.shared, *strategy_of(experiment).trials.starts]
     trials = [PlainIfca(clients, start) for start in starts]
     everyone, loss_of = range(clients.number), dict[int, float]()
     shared, after = trials[0].shared(), []
@@ -117,7 +117,8 @@ def test_a_checkpoint_holds_only_what_came_of_the_trials() -> None:
         assert merged is not None
         arrays = merged
         kept, _ = strategy_state(strategy)
-        sizes.append(len({path.partition("/")[0] for path in kept}))
+        assert all(path.startswith("trials/") for path in kept)
+        sizes.append(len({path.split("/")[1] for path in kept}))
     assert sizes == [1, 1, 2, 2, 3, 0, 0, 0, 0]
 
 
@@ -126,12 +127,12 @@ def test_the_starts_are_drawn_anew_for_each_trial_and_seed() -> None:
         start["experts.weight"]
         for seed in range(4)
         for experiment in [experiment_of([*WORDS, f"seed={seed}"])]
-        for start in [experiment.shared, *strategy_of(experiment).starts]
+        for start in [experiment.shared, *strategy_of(experiment).trials.starts]
     ]
     assert len(starts) == 4 * TRIALS
     assert not any(torch.equal(one, other) for one, other in combinations(starts, 2))
-    again = strategy_of(experiment_of(WORDS)).starts
-    for mine, theirs in zip(again, strategy_of(experiment_of(WORDS)).starts, strict=True):
+    again = strategy_of(experiment_of(WORDS)).trials.starts
+    for mine, theirs in zip(again, strategy_of(experiment_of(WORDS)).trials.starts, strict=True):
         assert all(torch.equal(mine[name], value) for name, value in theirs.items())
 
 

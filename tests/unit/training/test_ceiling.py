@@ -1,12 +1,19 @@
 # The yardstick of benchmarks/ceiling.py has to do the work that train_cohort does.
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.ceiling import Ceiling
+from benchmarks.ceiling_steps import (
+    BALANCE,
+    EXPERT_HIDDEN,
+    EXPERTS,
+    HIDDEN,
+    TOP_K,
+    initial_weights,
+)
 from fedmoe.data import Task
 from fedmoe.data.federation import Ints
 from fedmoe.models import Linear, MixtureOfExperts, Mlp, Parameters, RouterLosses
@@ -22,17 +29,6 @@ COUNTS = [5, 19, 8, 30, 1, 16, 8]
 CLIENTS = np.array([5, 1, 0, 3, 4, 6])  # client 2 stays at home
 
 
-@pytest.fixture(scope="module")
-def ceiling() -> Any:
-    path = Path(__file__).parents[3] / "benchmarks" / "ceiling.py"
-    spec = importlib.util.spec_from_file_location("ceiling", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def data() -> tuple[Any, Any, list[Ints]]:
     random = np.random.default_rng(0)
     x_ND = random.normal(size=(sum(COUNTS), D)).astype(np.float32)
@@ -42,14 +38,14 @@ def data() -> tuple[Any, Any, list[Ints]]:
     return x_ND, y_N, [scattered[e - n : e] for e, n in zip(ends, COUNTS, strict=True)]
 
 
-def model_like(name: str, ceiling: Any) -> Any:
+def model_like(name: str) -> Any:
     if name == "linear":
         return Linear(D, OUT)
     if name == "mlp":
-        return Mlp(D, (ceiling.HIDDEN,), OUT)
+        return Mlp(D, (HIDDEN,), OUT)
     return MixtureOfExperts(
-        D, OUT, experts=Expert(0, hidden=(ceiling.EXPERT_HIDDEN,)).times(ceiling.EXPERTS),
-        router=SoftmaxRouter(num_experts=ceiling.EXPERTS, top_k=ceiling.TOP_K),
+        D, OUT, experts=Expert(0, hidden=(EXPERT_HIDDEN,)).times(EXPERTS),
+        router=SoftmaxRouter(num_experts=EXPERTS, top_k=TOP_K),
     )  # fmt: skip
 
 
@@ -87,15 +83,11 @@ def order_of(cohort: Cohort) -> list[Ints]:
 
 @pytest.mark.parametrize("chunk", [2, 50])
 @pytest.mark.parametrize("name", ["linear", "mlp", "moe"])
-def test_a_round_of_the_yardstick_is_training_and_averaging(
-    name: str, chunk: int, ceiling: Any
-) -> None:
+def test_a_round_of_the_yardstick_is_training_and_averaging(name: str, chunk: int) -> None:
     x_ND, y_N, rows = data()
-    yardstick = ceiling.Ceiling(
-        name, x_ND, y_N, rows, batch_size=BATCH, learning_rate=RATE, chunk=chunk
-    )
+    yardstick = Ceiling(name, x_ND, y_N, rows, batch_size=BATCH, learning_rate=RATE, chunk=chunk)
     weights = {key: value.clone() for key, value in yardstick.weights.items()}
-    model, cohort = model_like(name, ceiling), cohort_of(rows, weights)
+    model, cohort = model_like(name), cohort_of(rows, weights)
     yardstick.round(CLIENTS, order_of(cohort))
 
     config = TrainingConfig(
@@ -103,7 +95,7 @@ def test_a_round_of_the_yardstick_is_training_and_averaging(
         batch_size=BATCH, reset_optimizer=True, cohort_size=100, num_threads=1, device="cpu",
     )  # fmt: skip
     task = Task(kind="classification", num_features=D, num_outputs=OUT)
-    losses = RouterLosses(balance=ceiling.BALANCE if name == "moe" else 0.0)
+    losses = RouterLosses(balance=BALANCE if name == "moe" else 0.0)
     trained = train_cohort(model, task, Pool.of(x_ND, y_N), config, cohort, losses)
     share_C = torch.from_numpy(cohort.count_C / cohort.count_C.sum()).float()
     assert yardstick.weights.keys() == trained.params.keys()
@@ -113,13 +105,13 @@ def test_a_round_of_the_yardstick_is_training_and_averaging(
         assert not torch.allclose(weights[key], average, rtol=1e-3, atol=1e-4)
 
 
-def test_the_yardstick_draws_each_epoch_afresh_from_its_seed(ceiling: Any) -> None:
+def test_the_yardstick_draws_each_epoch_afresh_from_its_seed() -> None:
     x_ND, y_N, rows = data()
 
     def after(seed: int, rounds: int) -> Any:
-        one = ceiling.Ceiling(
+        one = Ceiling(
             "linear", x_ND, y_N, rows, batch_size=BATCH, learning_rate=RATE, seed=seed,
-            weights=ceiling.initial_weights("linear", D, OUT, 0),
+            weights=initial_weights("linear", D, OUT, 0),
         )  # fmt: skip
         for _ in range(rounds):
             shuffled = one._shuffled(CLIENTS, one.count_K[CLIENTS])
@@ -133,12 +125,12 @@ def test_the_yardstick_draws_each_epoch_afresh_from_its_seed(ceiling: Any) -> No
     assert not torch.equal(after(1, 0), after(2, 0))
 
 
-def test_rates_of_the_yardstick_are_those_of_the_model_of_the_configuration(ceiling: Any) -> None:
+def test_rates_of_the_yardstick_are_those_of_the_model_of_the_configuration() -> None:
     from fedmoe.config import load_config
 
     model = load_config(["model=moe"]).model
     assert isinstance(model, MoeConfig)
     assert isinstance(model.router, SoftmaxRouterConfig)
     assert (model.num_experts, model.router.top_k, model.losses.balance) == (
-        ceiling.EXPERTS, ceiling.TOP_K, ceiling.BALANCE,
+        EXPERTS, TOP_K, BALANCE,
     )  # fmt: skip
