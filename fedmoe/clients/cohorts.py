@@ -11,7 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from fedmoe.clients.experts import held_state, with_state
-from fedmoe.clients.guided import guided_prior, guided_rates, guided_terms
+from fedmoe.clients.guided import (
+    distillation_terms,
+    guided_prior,
+    guided_rates,
+    guided_terms,
+)
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import TrainRequest
 from fedmoe.models import Parameters
@@ -79,6 +84,7 @@ def cohort_of(
     asked, insight = list[Term](), False
     if isinstance(request, TrainRequest):
         asked = guided_terms(request, job.guidance, job.samples, wide)
+        asked += distillation_terms(job.experiment, request, job.guidance, job.samples)
         prior = guided_prior(job.experiment, job.guidance, job.samples.count_C) or prior
         insight = request.settings.payloads is not None
     return Cohort(

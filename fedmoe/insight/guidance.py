@@ -3,7 +3,8 @@
 Parts are arrays that a client keeps until it is told others, so that each travels once; numbers
 hold for one round.
 
-Letters: O outputs (classes), D features, P = D + 1 coefficients of a linear model with bias.
+Letters: O outputs (classes), S public inputs, E experts, D features, P = D + 1 coefficients of a
+linear model with bias.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,12 @@ from fedmoe.schema import InsightConfig
 #   prototype_weight: weight of each class's rehearsal; 0 where there is no prototype
 #   gaussian_basis: directions, one a column, in which clients tell how their classes spread
 #   expert: 1 + the expert of a mixture at which a client's prior begins and is held
+#   soft_labels: probabilities of the classes of each public input
+#   soft_weight: weight of learning them, against a client's own samples
+#   expert_bias: what is added to a loss-free router's scores where it chooses experts
 PARTS = (
     "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis", "expert",
+    "soft_labels", "soft_weight", "expert_bias",
 )  # fmt: skip
 # What a number is:
 #   learning_rate: factor on the configured learning rate; factors of several policies multiply
@@ -32,8 +37,10 @@ PARTS = (
 NUMBERS = ("learning_rate", "epochs")
 
 
-def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
-    """The shape that each part must have."""
+def part_shapes(
+    task: Task, config: InsightConfig, num_experts: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape that each part must have; `num_experts` is `None` where there is no mixture."""
     features, outputs = task.num_features, task.num_outputs
     return {
         "prior_mean": (features + 1, outputs),
@@ -42,6 +49,9 @@ def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]
         "prototype_weight": (outputs,),
         "expert": (),
         "gaussian_basis": (features, min(config.rank, features)),
+        "soft_labels": (config.public_samples, outputs),
+        "soft_weight": (),
+        "expert_bias": (num_experts or 0,),
     }
 
 
@@ -72,14 +82,14 @@ class Guidance:
             self.numbers,
         )
 
-    def check(self, task: Task, config: InsightConfig) -> None:
-        """Refuse guidance that does not fit.
+    def check(self, task: Task, config: InsightConfig, num_experts: int | None = None) -> None:
+        """Refuse guidance that does not fit; see `part_shapes`.
 
         Raises:
             ValueError: an unknown part, one of a wrong shape, or one that is not finite; a number
                 that is unknown or no positive one.
         """
-        shapes = part_shapes(task, config)
+        shapes = part_shapes(task, config, num_experts)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
             raise ValueError(f"guidance has unknown parts: {sorted(unknown)}")
         for name, array in self.parts.items():

@@ -23,7 +23,9 @@ from fedmoe.schema.experiment import (
     TrackingConfig,
 )
 from fedmoe.schema.insight import (
+    DistillationPolicyConfig,
     ExpertAssignmentPolicyConfig,
+    ExpertBiasPolicyConfig,
     HyperparametersPolicyConfig,
     InsightConfig,
     MetaLearnerConfig,
@@ -102,10 +104,12 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "DirichletConfig",
+    "DistillationPolicyConfig",
     "DittoConfig",
     "EnsembleRouterConfig",
     "ExperimentConfig",
     "ExpertAssignmentPolicyConfig",
+    "ExpertBiasPolicyConfig",
     "ExpertChoiceRouterConfig",
     "FedAdagradConfig",
     "FedAdamConfig",
