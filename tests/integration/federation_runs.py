@@ -81,7 +81,7 @@ RUNS: dict[str, list[str]] = {
         "insight.public_samples=9", "meta_learner.distillation.samples=4",
         "strategy.fraction_train=0.7",
     ],
-    "expert-bias": [
+    "expert-bias-insights": [
         *MIXTURE, "model=moe", "model.hidden=[3]", "model/router=loss_free", "strategy=fedavg",
         "meta_learner=expert_bias", "strategy.fraction_train=0.5",
     ],
