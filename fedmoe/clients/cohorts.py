@@ -11,7 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from fedmoe.clients.experts import held_state, with_state
-from fedmoe.clients.guided import guided_prior, guided_rates, guided_terms
+from fedmoe.clients.guided import (
+    guided_prior,
+    guided_rates,
+    guided_terms,
+)
 from fedmoe.clients.load import federation_load
 from fedmoe.clients.requests import TrainRequest
 from fedmoe.models import Parameters

@@ -13,7 +13,7 @@ from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.data.drawing import Stream, generator
 from fedmoe.errors import DataError
 from fedmoe.insight.payloads import Facts, Payloads
-from fedmoe.models import Parameters, parameters_of, router_losses_of
+from fedmoe.models import MixtureOfExperts, Parameters, parameters_of, router_losses_of
 from fedmoe.models.router_losses import RouterLosses
 from fedmoe.schema import ExperimentConfig
 from fedmoe.training.device import resolve_device
@@ -124,6 +124,11 @@ class Experiment:
         shape = self.config.insight.public_samples, self.data.task.num_features
         drawn = generator(self.config.seed, Stream.PUBLIC).standard_normal(shape, np.float32)
         return torch.from_numpy(drawn).to(self.device)
+
+    @property
+    def num_experts(self) -> int | None:
+        """Of the mixture that clients train; `None` where it is none."""
+        return self.model.num_experts if isinstance(self.model, MixtureOfExperts) else None
 
     @cached_property
     def router_losses(self) -> RouterLosses:

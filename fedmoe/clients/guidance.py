@@ -43,9 +43,9 @@ def held_guidance(experiment: Experiment, request: TrainRequest, states: States)
     Raises:
         ValueError: guidance does not fit the task.
     """
-    task, device, config = experiment.data.task, experiment.device, experiment.config.insight
+    device = experiment.device
     for one in request.guidance:
-        one.check(task, config)
+        one.check(experiment.data.task, experiment.config.insight, experiment.num_experts)
     came = request.guidance[0].parts if request.guidance else {}
     held = Held({}, np.zeros(len(request.clients), dtype=np.int64), {}, {})
     for name in PARTS:
@@ -75,7 +75,8 @@ def kept_part(
     `None` if none of them was told.
     """
     device = experiment.device
-    shape = part_shapes(experiment.data.task, experiment.config.insight)[name]
+    task, config = experiment.data.task, experiment.config.insight
+    shape = part_shapes(task, config, experiment.num_experts)[name]
     unknown = {
         "value": torch.zeros(1, *shape, device=device), "known": torch.zeros(1, device=device)
     }  # fmt: skip

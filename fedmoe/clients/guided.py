@@ -17,9 +17,10 @@ from fedmoe.insight.payloads.products import unpacked_tensor
 from fedmoe.models import Parameters
 from fedmoe.models.linear import Linear
 from fedmoe.training.class_gaussians import ClassGaussians, gaussian_rehearsal
+from fedmoe.training.distillation import distillation, looked_at
 from fedmoe.training.pool import Samples
 from fedmoe.training.terms import Prior, Proximal, Rehearsal, Term
-from fedmoe.training.trust import prototype_trust
+from fedmoe.training.trust import label_trust, prototype_trust
 
 
 def guided_terms(
@@ -43,7 +44,7 @@ def guided_terms(
                 round=request.settings.round, client_C=request.clients,
             )
         )  # fmt: skip
-    return terms
+    return [*terms, *distillation_terms(experiment, request, held, samples)]
 
 
 def _class_gaussians(parts: Mapping[str, Tensor]) -> ClassGaussians:
@@ -59,6 +60,24 @@ def _class_gaussians(parts: Mapping[str, Tensor]) -> ClassGaussians:
     return ClassGaussians(mean_COD, basis_CDr, spread_COrr, residual_COD, parts["gaussian_weight"])
 
 
+def distillation_terms(
+    experiment: Experiment, request: TrainRequest, held: Held, samples: Samples
+) -> list[Term]:
+    """Learning from soft labels, by who holds some and as far as its own samples bear them out."""
+    if "soft_labels" not in held.parts or "soft_weight" not in held.parts:
+        return []
+    label_CSO, weight_C = held.parts["soft_labels"], held.parts["soft_weight"]
+    policy, public_SD = experiment.config.meta_learner.distillation, experiment.public_SD
+    most = len(public_SD) if policy is None else policy.samples
+    index_CM = torch.from_numpy(
+        looked_at(
+            experiment.config.seed, request.settings.round, request.clients, len(public_SD), most
+        )
+    ).to(public_SD.device)
+    trust_C = label_trust(*samples.padded(), public_SD, label_CSO)
+    return [distillation(public_SD, index_CM, label_CSO, weight_C * trust_C)]
+
+
 def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
     """(C,) passes over the data that the clients are to make."""
     configured = experiment.config.training.epochs
@@ -71,18 +90,22 @@ def guided_epochs(experiment: Experiment, held: Held, clients: int) -> Ints:
 def guided_rates(experiment: Experiment, held: Held, terms: Sequence[Term], clients: int) -> Tensor:
     """(C,) learning rates of the clients, for a loss to which terms are added.
 
-    A rehearsal of weight w makes the loss (own + w rehearsed) / (1 + w), a mean as without it, so
-    that a learning rate that suits the one suits the other. The division is made here, where it
-    is the same for gradient descent; Adam's steps do not depend on the scale of a loss.
+    A rehearsal of weight w makes the loss (own + w other) / (1 + w), a mean as
+    without it (where there are several, w is their sum), so that a learning rate that suits the one
+    suits the other. The division is made here, where it is the same for gradient descent; Adam's
+    steps do not depend on the scale of a loss.
     """
     training = experiment.config.training
     rate_C = torch.full((clients,), training.learning_rate, device=experiment.device)
     if "learning_rate" in held.numbers:
         rate_C = rate_C * held.numbers["learning_rate"]
+    if training.optimizer != "sgd":
+        return rate_C
+    whole_C = torch.ones_like(rate_C)
     for term in terms:
-        if isinstance(term, Rehearsal) and training.optimizer == "sgd":
-            rate_C = rate_C / (1 + term.weight.sum(dim=1))
-    return rate_C
+        if isinstance(term, Rehearsal):
+            whole_C = whole_C + term.weight.sum(dim=1)
+    return rate_C / whole_C
 
 
 def guided_prior(experiment: Experiment, held: Held, count_C: Ints) -> Prior | None:

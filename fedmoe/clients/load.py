@@ -34,9 +34,28 @@ def exchanges_load(experiment: "Experiment") -> bool:
     """Whether anything goes by the federation's use of its experts."""
     losses = experiment.router_losses
     return isinstance(experiment.model, MixtureOfExperts) and (
-        (bool(losses) and losses.scope == "federation")
-        or isinstance(experiment.model.rule, LossFreeRouter)
+        (bool(losses) and losses.scope == "federation") or _moves_bias(experiment)
     )
+
+
+def _moves_bias(experiment: "Experiment") -> bool:
+    """Whether clients move the bias of a loss-free router; else a policy of the server does."""
+    model, policies = experiment.model, experiment.config.meta_learner
+    is_loss_free = isinstance(model, MixtureOfExperts) and isinstance(model.rule, LossFreeRouter)
+    return is_loss_free and policies.expert_bias is None
+
+
+def with_told_bias(job: "Job", start: Parameters) -> Parameters:
+    """The models with the bias that the policy `expert_bias` has told; as they are without.
+
+    Args:
+        job: the clients.
+        start: their models, (C, ...) by name, or (1, ...) where all have the same.
+    """
+    told_CE = job.guidance.parts.get("expert_bias")
+    if told_CE is None or _BIAS not in start:
+        return start
+    return {**start, _BIAS: told_CE if job.experts is None else held_rows(told_CE, job.experts)}
 
 
 def federation_load(job: "Job") -> FederationLoad | None:
@@ -66,7 +85,7 @@ def exchange_load(job: "Job", trained: Trained) -> Trained:
     assert isinstance(model, MixtureOfExperts)
     told = _of_all(own, job.experts, model.num_experts)
     job.tell(LOAD, {"load": told.load_CE, "importance": told.importance_CE})
-    if not isinstance(model.rule, LossFreeRouter):
+    if not isinstance(model.rule, LossFreeRouter) or not _moves_bias(job.experiment):
         return trained
     goes_by = federation_load(job) or own
     moved = balanced_bias(trained.params[_BIAS], goes_by.load_CE, model.rule.rate)

@@ -6,7 +6,7 @@ Letters: C clients of the cohort.
 from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.insights import as_numbers, make_insights
 from fedmoe.clients.job import Job
-from fedmoe.clients.load import exchange_load, exchanges_load
+from fedmoe.clients.load import exchange_load, exchanges_load, with_told_bias
 from fedmoe.clients.requests import MODEL, EvaluateRequest, TrainRequest
 from fedmoe.clients.routing import routing_records, routing_watch
 from fedmoe.clients.states import States
@@ -33,7 +33,7 @@ def train_clients(experiment: Experiment, request: TrainRequest, states: States)
     counts_C = job.samples.count_C
     if (counts_C == 0).any():
         raise ValueError(f"client {request.clients[counts_C == 0][0]} has no training data")
-    start = job.start()
+    start = with_told_bias(job, job.start())
     trained = experiment.algorithm.train(job, start)
     if exchanges_load(experiment):
         trained = exchange_load(job, trained)

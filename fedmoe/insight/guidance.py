@@ -3,8 +3,8 @@
 Parts are arrays that a client keeps until it is told others, so that each travels once; numbers
 hold for one round.
 
-Letters: O outputs (classes), D features, P = D + 1 coefficients of a linear model with bias, r
-directions.
+Letters: O outputs (classes), S public inputs, E experts, D features, P = D + 1 coefficients of a
+linear model with bias, r directions.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,13 @@ from fedmoe.schema import InsightConfig
 #   gaussian_residual: variances that the directions leave; each class's where there are none
 #   gaussian_weight: weight of each class's rehearsal; 0 where nothing is known of it
 #   expert: 1 + the expert of a mixture at which a client's prior begins and is held
+#   soft_labels: probabilities of the classes of each public input
+#   soft_weight: weight of learning them, against a client's own samples
+#   expert_bias: what is added to a loss-free router's scores where it chooses experts
 PARTS = (
     "prior_mean", "prior_ratio", "prototypes", "prototype_weight", "gaussian_basis",
     "gaussian_means", "gaussian_spread", "gaussian_residual", "gaussian_weight", "expert",
+    "soft_labels", "soft_weight", "expert_bias",
 )  # fmt: skip
 _VARIANCES = ("gaussian_residual", "gaussian_weight")
 # What a number is:
@@ -41,8 +45,10 @@ _VARIANCES = ("gaussian_residual", "gaussian_weight")
 NUMBERS = ("learning_rate", "epochs")
 
 
-def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]:
-    """The shape that each part must have."""
+def part_shapes(
+    task: Task, config: InsightConfig, num_experts: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape that each part must have; `num_experts` is `None` where there is no mixture."""
     features, outputs = task.num_features, task.num_outputs
     rank = min(config.rank, features)
     by_class = covariance_of(config, features) == "diagonal"
@@ -57,6 +63,9 @@ def part_shapes(task: Task, config: InsightConfig) -> dict[str, tuple[int, ...]]
         "gaussian_spread": (outputs, rank * (rank + 1) // 2),
         "gaussian_residual": (outputs, features) if by_class else (features,),
         "gaussian_weight": (outputs,),
+        "soft_labels": (config.public_samples, outputs),
+        "soft_weight": (),
+        "expert_bias": (num_experts or 0,),
     }
 
 
@@ -87,14 +96,14 @@ class Guidance:
             self.numbers,
         )
 
-    def check(self, task: Task, config: InsightConfig) -> None:
-        """Refuse guidance that does not fit.
+    def check(self, task: Task, config: InsightConfig, num_experts: int | None = None) -> None:
+        """Refuse guidance that does not fit; see `part_shapes`.
 
         Raises:
             ValueError: an unknown part, one of a wrong shape, one that is not finite or no
                 covariance; a number that is unknown or no positive one.
         """
-        shapes = part_shapes(task, config)
+        shapes = part_shapes(task, config, num_experts)
         if unknown := set(self.parts) - set(shapes) | set(self.numbers) - set(NUMBERS):
             raise ValueError(f"guidance has unknown parts: {sorted(unknown)}")
         for name, array in self.parts.items():

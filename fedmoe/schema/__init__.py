@@ -32,7 +32,9 @@ from fedmoe.schema.global_strategies import (
     ReptileConfig,
 )
 from fedmoe.schema.insight import (
+    DistillationPolicyConfig,
     ExpertAssignmentPolicyConfig,
+    ExpertBiasPolicyConfig,
     GaussiansPolicyConfig,
     HyperparametersPolicyConfig,
     InsightConfig,
@@ -109,10 +111,12 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "DirichletConfig",
+    "DistillationPolicyConfig",
     "DittoConfig",
     "EnsembleRouterConfig",
     "ExperimentConfig",
     "ExpertAssignmentPolicyConfig",
+    "ExpertBiasPolicyConfig",
     "ExpertChoiceRouterConfig",
     "FedAdagradConfig",
     "FedAdamConfig",

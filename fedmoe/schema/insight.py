@@ -176,6 +176,39 @@ class SelectionPolicyConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistillationPolicyConfig:
+    """Soft labels of public inputs (FedMD, arXiv 1910.03581; DS-FL, arXiv 2008.06180).
+
+    Attributes:
+        strength: weight of learning them, against a client's own samples.
+        samples: of the public inputs, that a client looks at in a round.
+        temperature: soft labels are raised to the power of 1 over this, and made to sum to 1
+            again; below 1 sharpens.
+        of: whose answers are averaged: those of the whole `federation`, or of the clients whose
+            classes mean the same as one's own (`cluster`).
+    """
+
+    strength: NonNegative
+    samples: Count
+    temperature: Positive
+    of: Literal["federation", "cluster"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExpertBiasPolicyConfig:
+    """A bias on a loss-free router's choice (arXiv 2408.15664), moved by the federation's load.
+
+    Attributes:
+        rate: u, what the bias is moved by in a round; probabilities are what it is added to.
+        rule: by the `sign` of an expert's distance from an even share, as in the paper, or by
+            the distance itself, in even shares (`error`).
+    """
+
+    rate: Positive
+    rule: Literal["sign", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MetaLearnerConfig:
     """What the MetaLearner makes of insights: one key a policy, `None` for one that is off."""
 
@@ -186,3 +219,5 @@ class MetaLearnerConfig:
     step_size: StepSizePolicyConfig | None = None
     hyperparameters: HyperparametersPolicyConfig | None = None
     selection: SelectionPolicyConfig | None = None
+    distillation: DistillationPolicyConfig | None = None
+    expert_bias: ExpertBiasPolicyConfig | None = None

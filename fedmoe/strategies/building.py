@@ -50,6 +50,7 @@ from fedmoe.strategies.fedproto import FedProto
 from fedmoe.strategies.fedprox import FedProx
 from fedmoe.strategies.fedrep import FedRep
 from fedmoe.strategies.fedyogi import FedYogi
+from fedmoe.strategies.fitting import check_policies
 from fedmoe.strategies.ifca import Ifca
 from fedmoe.strategies.insight import InsightExchange, Insights, with_insights
 from fedmoe.strategies.local import Local
@@ -111,6 +112,7 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
         meta_learner = MetaLearner(config.meta_learner, memory)
     model = local_algorithm(config.strategy).build(config.model, task, config.seed)
     facts = Facts.of(config, task, model)
+    check_policies(config, task, model)
     meta_learner.prepare(
         Setting(
             seed=config.seed,

@@ -1,6 +1,6 @@
 """How far a client's own samples bear out what it is told of the classes.
 
-Letters: C clients, n most samples of a client, D features, O classes.
+Letters: C clients, n most samples of a client, S public inputs, D features, O classes.
 """
 
 import torch
@@ -48,3 +48,25 @@ def prototype_trust(
     distance_CnO = torch.cdist(x_CnD, prototypes_COD)
     distance_CnO = distance_CnO.masked_fill(~known_CO.unsqueeze(1), torch.inf)
     return chance_corrected(distance_CnO.argmin(dim=-1), y_Cn, real_Cn, known_CO.shape[1])
+
+
+def label_trust(
+    x_CnD: Tensor, y_Cn: Tensor, real_Cn: Tensor, public_SD: Tensor, label_CSO: Tensor
+) -> Tensor:
+    """The same for soft labels of public inputs: accuracy of the likeliest class of the nearest.
+
+    Inputs that are unlike a client's own have neighbours that say nothing, and earn no trust.
+
+    Args:
+        x_CnD: the clients' training inputs.
+        y_Cn: their classes.
+        real_Cn: which samples are not padding.
+        public_SD: the public inputs.
+        label_CSO: the soft labels that each client was told.
+
+    Returns:
+        (C,) in [0, 1].
+    """
+    nearest_Cn = torch.cdist(x_CnD, public_SD).argmin(dim=-1)
+    said_Cn = label_CSO.argmax(dim=-1).gather(1, nearest_Cn)
+    return chance_corrected(said_Cn, y_Cn, real_Cn, label_CSO.shape[2])

@@ -178,7 +178,8 @@ def test_every_partition_runs(option: str) -> None:
     ],
 )
 def test_every_option_of_the_other_groups_runs(group: str, option: str) -> None:
-    simulate(*SMALL, "partition=natural", "model=linear", "strategy=insight", f"{group}={option}")
+    model = ["model=moe", "model/router=loss_free"] if option == "expert_bias" else ["model=linear"]
+    simulate(*SMALL, "partition=natural", *model, "strategy=insight", f"{group}={option}")
 
 
 @data.register("conf-test-data")

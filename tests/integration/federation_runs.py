@@ -80,6 +80,15 @@ RUNS: dict[str, list[str]] = {
         "meta_learner=[step_size,hyperparameters,selection]", "meta_learner.step_size.per=client",
         "meta_learner.hyperparameters.epochs=[1,3]",
     ],
+    "insight-distillation": [
+        *CLASSES, "strategy=insight", "meta_learner=distillation", "insight.every=2",
+        "insight.public_samples=9", "meta_learner.distillation.samples=4",
+        "strategy.fraction_train=0.7",
+    ],
+    "expert-bias-insights": [
+        *MIXTURE, "model=moe", "model.hidden=[3]", "model/router=loss_free", "strategy=fedavg",
+        "meta_learner=expert_bias", "strategy.fraction_train=0.5",
+    ],
     "reptile": [*CLASSES, "strategy=reptile"],
     "fedavg-finetune": [*CLASSES, "strategy=fedavg_finetune"],
     "ditto": [

@@ -162,6 +162,12 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
             "strategy.fraction_train=0.7",
         ],
         ["meta_learner=prototypes", "strategy=fedavg"],
+        [
+            "meta_learner=distillation",
+            "strategy=fedavg",
+            "insight.every=1",
+            "training.reset_optimizer=false",
+        ],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
         ["strategy=fedproto", "training.reset_optimizer=false"],

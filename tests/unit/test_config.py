@@ -102,6 +102,8 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
             "step_size": None,
             "hyperparameters": None,
             "selection": None,
+            "distillation": None,
+            "expert_bias": None,
         },
         "runtime": {
             "name": "inprocess",

@@ -65,7 +65,7 @@ MISTAKES = [
         "meta_learner.prototypes.strength=1: no such key; it belongs to meta_learner=prototypes. "
         "Allowed in meta_learner: nothing",
     ),
-    (["meta_learner=[prior,x]"], "meta_learner=[prior,x]: no such option; Allowed: exp"),
+    (["meta_learner=[prior,x]"], "meta_learner=[prior,x]: no such option; Allowed: dist"),
     # a group within a group
     (["model.router.top_k=1"], "model.router.top_k=1: no such key; it belongs to model=moe. All"),
     (["model/router=prior"], "model/router=prior: it belongs to model=moe"),

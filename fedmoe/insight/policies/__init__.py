@@ -3,7 +3,9 @@
 from typing import Any
 
 from fedmoe.insight.policies.base import Policy, Setting
+from fedmoe.insight.policies.distillation import Distillation
 from fedmoe.insight.policies.expert_assignment import ExpertAssignment
+from fedmoe.insight.policies.expert_bias import ExpertBias
 from fedmoe.insight.policies.gaussians import Gaussians
 from fedmoe.insight.policies.hyperparameters import Hyperparameters
 from fedmoe.insight.policies.prior import Prior
@@ -22,4 +24,6 @@ POLICIES: dict[str, Any] = {
     "step_size": StepSize,
     "hyperparameters": Hyperparameters,
     "selection": Selection,
+    "distillation": Distillation,
+    "expert_bias": ExpertBias,
 }

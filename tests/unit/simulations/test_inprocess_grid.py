@@ -204,6 +204,8 @@ def test_an_unknown_node_and_a_broadcast() -> None:
         ["strategy=insight"],
         ["strategy=insight", *DIGITS],
         ["strategy=fedavg", "meta_learner=prototypes", *DIGITS],
+        ["strategy=insight", "meta_learner=distillation", "insight.every=1", *DIGITS],
+        ["strategy=fedavg", "meta_learner=expert_bias", "model=moe", "model/router=loss_free"],
         ["strategy=fedem", *DIGITS],
         ["strategy=ifca", "strategy.restart_rounds=1", "training.reset_optimizer=false"],
         ["strategy=local_global"],
