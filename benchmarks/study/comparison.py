@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from benchmarks.study.methods import METHODS, OURS, Words
 from benchmarks.study.outcomes import Outcome, Records
-from benchmarks.study.runs import Cell, Plan, configuration_of
-from benchmarks.study.settings import SETTINGS, Family
+from benchmarks.study.runs import Cell, Plan
+from benchmarks.study.settings import Family
 
 
 class Spread(NamedTuple):
@@ -88,14 +88,16 @@ class Comparison:
         return cls(
             plan,
             {
-                cell: Result(outcomes=own, configuration=configuration_of(*cell, chosen))
+                cell: Result(outcomes=own, configuration=plan.configuration_of(*cell, chosen))
                 for cell, own in outcomes.items()
             },
         )
 
     def settings_of(self, family: Family) -> list[str]:
         """Those of the plan."""
-        return [name for name in self.plan.settings if SETTINGS[name].family == family]
+        return [
+            name for name in self.plan.settings if self.plan.settings_by_name[name].family == family
+        ]
 
     def rivals(self) -> list[str]:
         """The methods that ours is compared with: no controls."""

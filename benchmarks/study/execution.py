@@ -154,7 +154,7 @@ def training_traffic(rounds: Sequence[dict[str, Any]]) -> list[tuple[float, floa
 
 
 def own_accuracy(scores: dict[str, Any] | None) -> float | None:
-    """Mean accuracy of the method's own model."""
+    """Mean accuracy, or mean squared error, of the method's own model."""
     found = scores_of(scores or {})
     own = found.get("personalised") or found.get("global")
     return own.mean if own else None
@@ -168,12 +168,16 @@ def own_loss(scores: dict[str, Any]) -> float | None:
 
 
 def scores_of(scores: dict[str, Any]) -> dict[str, Score]:
-    """The models' accuracies in a part of a summary; one that is not a number is left out."""
+    """The models' accuracies in a part of a summary; one that is not a number is left out.
+
+    Of a regression it is the mean squared error.
+    """
     found = {}
     for which in ("global", "personalised"):
-        accuracy = (scores.get(which) or {}).get("accuracy")
-        if accuracy and accuracy["mean"] is not None and accuracy["mean"] == accuracy["mean"]:
-            found[which] = Score(accuracy["mean"], accuracy["worst_decile"], accuracy["std"])
+        own = scores.get(which) or {}
+        score = own.get("accuracy", own.get("mse"))
+        if score and score["mean"] is not None and score["mean"] == score["mean"]:
+            found[which] = Score(score["mean"], score["worst_decile"], score["std"])
     return found
 
 

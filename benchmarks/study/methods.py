@@ -1,6 +1,6 @@
 """Who is compared, and what is tuned of each: as many configurations for everybody."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,7 @@ class Method:
         by_family: further words that depend on the data.
         own: the values of its main parameter, as words; at most one of them is in a run.
         fixed: the one configuration of a method that is not tuned.
+        rates: learning rates to choose from, by family, where they are not those of all methods.
         like: a method whose configuration it takes over, instead of being tuned.
     """
 
@@ -43,6 +44,7 @@ class Method:
     by_family: Mapping[Family, Words] = field(default_factory=dict)
     own: Words = ()
     fixed: Words = ()
+    rates: Mapping[Family, Sequence[float]] = field(default_factory=dict)
     like: str | None = None
 
     @property
@@ -58,7 +60,7 @@ class Method:
         """What it may be run with, the same number for each method that is tuned."""
         if not self.is_tuned:
             return [self.fixed] if self.fixed else []
-        rates = (FEW_RATES if self.own else RATES)[family]
+        rates = self.rates.get(family, (FEW_RATES if self.own else RATES)[family])
         values: list[Words] = [(one,) for one in self.own] or [()]
         return [(f"training.learning_rate={rate}", *own) for own in values for rate in rates]
 

@@ -3,17 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.study.methods import METHODS, Words
-from benchmarks.study.settings import SETTINGS
+from benchmarks.study.methods import METHODS, Method, Words
+from benchmarks.study.settings import SETTINGS, Setting
 
 FIRST_TUNING_SEED = 100  # those of the table begin with 0
 # Nothing is shown or drawn, and only the last round leaves a checkpoint.
-_QUIET = (
+QUIET = (
     "tracking.progress=none", "tracking.plots=false", "tracking.checkpoint_every=0",
     "tracking.log_level=ERROR", "training.device=cpu",
 )  # fmt: skip
@@ -52,6 +52,7 @@ class Plan:
         tuning_seeds: of the runs by which configurations are chosen.
         configurations: at most so many of each method are tried; `None` for all.
         extra: words that change every run.
+        methods_by_name, settings_by_name: what the names stand for.
     """
 
     settings: Sequence[str]
@@ -60,16 +61,20 @@ class Plan:
     tuning_seeds: Sequence[int]
     configurations: int | None = None
     extra: Words = ()
+    methods_by_name: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    settings_by_name: Mapping[str, Setting] = field(default_factory=lambda: SETTINGS)
 
     @property
     def tuned(self) -> list[str]:
         """The methods that need a choice, for their own sake or for a control's."""
-        named = [METHODS[name].like or name for name in self.methods]
-        return [name for name in METHODS if name in named and METHODS[name].is_tuned]
+        known = self.methods_by_name
+        named = [known[name].like or name for name in self.methods]
+        return [name for name in known if name in named and known[name].is_tuned]
 
     def candidates(self, setting: str, method: str) -> list[Words]:
         """The configurations to choose among, evenly from the method's list if not all."""
-        every = METHODS[method].configurations(SETTINGS[setting].family)
+        family = self.settings_by_name[setting].family
+        every = self.methods_by_name[method].configurations(family)
         if self.configurations is None or self.configurations >= len(every):
             return every
         step = len(every) / self.configurations
@@ -88,27 +93,28 @@ class Plan:
     def table_runs(self, chosen: Mapping[Cell, Words]) -> list[Run]:
         """Every method on the table's seeds, each as chosen for its setting."""
         return [
-            self.run(setting, method, configuration_of(setting, method, chosen), seed)
+            self.run(setting, method, self.configuration_of(setting, method, chosen), seed)
             for setting in self.settings
             for method in self.methods
             for seed in self.seeds
         ]
 
+    def configuration_of(self, setting: str, method: str, chosen: Mapping[Cell, Words]) -> Words:
+        """What a method is run with in a setting: chosen, taken over, or fixed."""
+        one = self.methods_by_name[method]
+        return one.fixed or chosen[setting, one.like or method]
+
     def run(
         self, setting: str, method: str, configuration: Words, seed: int, more: Words = ()
     ) -> Run:
         """One run."""
-        own = METHODS[method].words_for(SETTINGS[setting].family)
-        words = (*SETTINGS[setting].words, *own, *configuration, f"seed={seed}", *_QUIET)
+        where = self.settings_by_name[setting]
+        own = self.methods_by_name[method].words_for(where.family)
+        words = (*where.words, *own, *configuration, f"seed={seed}", *QUIET)
         return Run(
             setting=setting, method=method, configuration=configuration,
             words=(*words, *self.extra, *more),
         )  # fmt: skip
-
-
-def configuration_of(setting: str, method: str, chosen: Mapping[Cell, Words]) -> Words:
-    """What a method is run with in a setting: chosen, taken over, or fixed."""
-    return METHODS[method].fixed or chosen[setting, METHODS[method].like or method]
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["synthetic", "digits", "mnist5k"]
+Family = Literal["synthetic", "digits", "mnist5k", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from benchmarks.study.methods import CONTROLS, METHODS, OURS
-from benchmarks.study.runs import FIRST_TUNING_SEED, Plan, configuration_of
+from benchmarks.study.runs import FIRST_TUNING_SEED, Plan
 from benchmarks.study.settings import FAMILIES, SETTINGS
 from fedmoe.clients import load_experiment
 from fedmoe.config import load_config, to_json
@@ -77,7 +77,7 @@ def test_the_table_is_of_other_seeds_than_the_tuning() -> None:
 
 def test_controls_take_over_or_keep_their_configuration() -> None:
     chosen = {("iid", "fedavg"): ("a",), ("iid", OURS): ("b",), ("iid", "fedavg_wide"): ("c",)}
-    found = {name: configuration_of("iid", name, chosen) for name in CONTROLS}
+    found = {name: WHOLE.configuration_of("iid", name, chosen) for name in CONTROLS}
     assert found == {
         "fedmoe_untuned": ("training.learning_rate=0.5",), "fedmoe_random": ("b",),
         "fedavg_wide": ("c",), "fedavg_long": ("a",),
