@@ -105,13 +105,14 @@ def _panels(
             width = 2.6 if ours else 1.4 if name in _COLOURS else 1.0
             axes.plot(x, y, marker, markersize=2 + width, color=colour, linewidth=width)
         axes.set_title(family, loc="left")
-        _stretch(axes)
+        stretch(axes)
         tidy(axes)
-        _name_lines(axes, curves)
+        ends = {name: (x[-1], y[-1]) for name, (x, y) in curves.items() if y}
+        name_points(axes, ends, _COLOURS, bold=[OURS])
     return figure, every
 
 
-def _stretch(axes: Axes) -> None:
+def stretch(axes: Axes) -> None:
     """Give more room to high accuracies: the axis is one of the logarithm of what is wrong."""
     axes.set_yscale(
         "function",
@@ -122,16 +123,21 @@ def _stretch(axes: Axes) -> None:
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
 
 
-def _name_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Write each line's name at the right, moved apart where lines end close together."""
-    ends = {name: (x[-1], y[-1]) for name, (x, y) in curves.items() if y and math.isfinite(y[-1])}
+def name_points(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    colours: Mapping[str, str],
+    bold: Sequence[str],
+) -> None:
+    """Write each point's name at the right, moved apart where points lie close together."""
+    ends = {name: point for name, point in points.items() if math.isfinite(point[1])}
     to_fraction = axes.transData + axes.transAxes.inverted()
     heights = {name: float(to_fraction.transform(end)[1]) for name, end in ends.items()}
     for name, height in moved_apart(heights, _ROOM).items():
         axes.annotate(
             name, ends[name], (1.03, height), xycoords="data", textcoords="axes fraction",
-            va="center", fontsize=8, color=_COLOURS.get(name, GREY),
-            fontweight="bold" if name == OURS else "normal",
+            va="center", fontsize=8, color=colours.get(name, GREY),
+            fontweight="bold" if name in bold else "normal",
             arrowprops={"arrowstyle": "-", "color": "0.85", "linewidth": 0.6},
             annotation_clip=False,
         )  # fmt: skip

@@ -7,14 +7,24 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.study.comparison import Comparison
-from benchmarks.study.levels import ABLATIONS, LEVELS, REFERENCES
+from benchmarks.study.drawing import name_points, stretch
+from benchmarks.study.levels import LEVELS, LINEAR, REFERENCES
 from benchmarks.study.settings import Family
-from fedmoe.tracking.style import BLUE, GREEN, GREY, ORANGE, tidy
+from fedmoe.tracking.style import BLUE, GREEN, ORANGE, tidy
 
 Points = Mapping[str, tuple[float, float]]
 _COLUMNS = 2
+_HELPED = ("fedmoe, expert_assignment, gaussians", "fedavg, gaussians")
+# Strategies that send weights, levels of insight alone, and strategies helped by insights. The
+# other combinations are in the tables.
+_COLOURS: dict[str, str] = {
+    **dict.fromkeys((method.name for method in REFERENCES), ORANGE),
+    **dict.fromkeys((method.name for method in [*LEVELS, *LINEAR[-2:]]), BLUE),
+    **dict.fromkeys(_HELPED, GREEN),
+}
 _NOTHING = 1.0  # bytes of a method that sends none, on a logarithmic axis
 
 
@@ -26,7 +36,7 @@ def draw_pareto(found: Mapping[Family, Comparison], path: Path) -> None:
         for title, settings in _kinds(comparison).items()
     }
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure = Figure(figsize=(13, 5 * rows), layout="constrained")
+    figure = Figure(figsize=(15, 4.6 * rows), layout="constrained")
     every = figure.subplots(rows, _COLUMNS, squeeze=False).flatten().tolist()
     for axes, (title, (points, is_error)) in zip(every, panels.items(), strict=False):
         _draw(axes, points, is_error)
@@ -76,24 +86,17 @@ def unbeaten(points: Points, is_error: bool) -> list[str]:
 
 
 def _draw(axes: Axes, points: Points, is_error: bool) -> None:
-    front = unbeaten(points, is_error)
-    axes.plot(*zip(*(points[name] for name in front), strict=True), "-", color="0.8", zorder=1)
-    for name, (sent, score) in points.items():
-        axes.plot(sent, score, "o", color=_colour(name), markersize=7 if name in front else 5)
-        axes.annotate(
-            name, (sent, score), (5, 4), textcoords="offset points", fontsize=7,
-            color=_colour(name), fontweight="bold" if name in front else "normal",
-        )  # fmt: skip
+    shown = {name: point for name, point in points.items() if name in _COLOURS}
+    front = unbeaten(shown, is_error)
+    axes.plot(*zip(*(shown[name] for name in front), strict=True), "-", color="0.8", zorder=1)
+    for name, (sent, score) in shown.items():
+        size = 8 if name in front else 5
+        axes.plot(sent, score, "o", color=_COLOURS[name], markersize=size)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes of a client and round")
     axes.set_ylabel("mean squared error" if is_error else "accuracy, %")
+    if not is_error:
+        stretch(axes)
     tidy(axes)
-
-
-def _colour(name: str) -> str:
-    """References orange, levels blue, combinations of policies green."""
-    for colour, methods in ((ORANGE, REFERENCES), (BLUE, LEVELS), (GREEN, ABLATIONS)):
-        if any(method.name == name for method in methods):
-            return str(colour)
-    return BLUE if name == "prior" else str(GREY)
+    name_points(axes, shown, _COLOURS, bold=front)
