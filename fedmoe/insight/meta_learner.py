@@ -103,13 +103,20 @@ class MetaLearner:
         for policy in self.policies:
             policy.answered(client_of)
             policy.learn(self.memory, round)
+        suspects: dict[int, list[str]] = {}
+        for policy in self.policies:
+            for client, reason in policy.suspects.items():
+                if reason not in (reasons := suspects.setdefault(client, [])):
+                    reasons.append(reason)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
         memory = {
             "insights": len(self.memory), "bytes": self.memory.nbytes,
             "dropped": dict(self.memory.dropped),
         }  # fmt: skip
         summary = {
-            "round": round, **aggregate(told), "decisions": decisions, "memory": memory
+            "round": round, **aggregate(told), "decisions": decisions,
+            "suspects": [{"client": k, "reasons": suspects[k]} for k in sorted(suspects)],
+            "memory": memory,
         }  # fmt: skip
         self.history = [*self.history, summary][-self.memory.max_rounds :]
         return summary

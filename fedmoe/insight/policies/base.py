@@ -44,6 +44,7 @@ class Policy(ABC):
         reads: names of the payloads that it reads.
         setting: the experiment's, once the learner has been prepared for one.
         decisions: what it decided in the last round and why, for the run's records; plain values.
+        suspects: by client, why what it told is not believed.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class Policy(ABC):
     def __init__(self) -> None:
         self.setting = Setting()
         self.decisions: dict[str, Any] = {}
+        self.suspects: Mapping[int, str] = {}
 
     def answered(self, client_of: Mapping[int, int | None]) -> None:
         """Who answered of those that were advised; told before `learn`.
