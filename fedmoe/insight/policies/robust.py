@@ -30,6 +30,8 @@ FACTOR = 5.0  # times the median, or its inverse, within which class statistics 
 FEWEST = 5  # clients that have a median
 _FEWEST_FREEDOM = 10
 _FEWEST_CLASSES = 4
+_RARE = 1e-3  # share of honest federations in which anybody is beyond chance
+_LIKELY = 3.0  # times the usual sum of squares, that is believed in any case
 _SMALL = 0.1  # of all clients, in a cluster that is unlike the others
 _MOST_UNLIKE = 0.25  # of all clients: where more are in small clusters, there are many rules
 
@@ -134,6 +136,30 @@ def _far_from_median(value_K: Doubles, tested_K: NDArray[np.bool_], what: str) -
     ratio_K = value_K / median
     far_K = tested_K & ((ratio_K > FACTOR) | (ratio_K < 1 / FACTOR))
     return {k: f"{what} {ratio_K[k]:.3g} times the median" for k in np.flatnonzero(far_K).tolist()}
+
+
+def beyond_chance(square_K: Doubles, freedom_K: Doubles, what: str) -> dict[int, str]:
+    """Reasons by place, of clients whose sum of squares is too large to be chance.
+
+    Sums of squares of `freedom_K` normal variables each, all of one unknown variance, which is
+    taken from the median. One honest federation in a thousand has anybody above the limit, which
+    is at least `_LIKELY` times what is usual.
+    """
+    from scipy.special import gammainccinv, gammaincinv  # slow to import
+
+    tested_K = freedom_K > 0
+    if tested_K.sum() < FEWEST:
+        return {}
+    half_K = np.where(tested_K, freedom_K, 1) / 2
+    middle_K = 2 * gammaincinv(half_K, 0.5)  # of the chi-squared distribution
+    ratio_K = square_K / middle_K
+    usual = max(float(np.median(ratio_K[tested_K])), np.finfo(np.float64).tiny)
+    rare_K = 2 * gammainccinv(half_K, _RARE / tested_K.sum()) / middle_K
+    far_K = tested_K & (ratio_K > usual * np.maximum(rare_K, _LIKELY))
+    return {
+        k: f"{what} {np.sqrt(ratio_K[k] / usual):.3g} times the median"
+        for k in np.flatnonzero(far_K).tolist()
+    }
 
 
 def unlike(label_K: NDArray[np.int64]) -> dict[int, str]:
