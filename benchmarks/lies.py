@@ -43,6 +43,12 @@ def _honest(told_C: Values, liars: Ints) -> Values:
     return np.asarray(np.delete(told_C, liars, axis=0))
 
 
+def _one_sided(told_L: Values, favourite: int) -> Values:
+    lies_L = 1e4 * np.abs(told_L)
+    lies_L.reshape(len(lies_L), -1)[:, favourite] = 0.0
+    return lies_L
+
+
 LIES: dict[str, Lie] = {
     "x 1.5": lambda told, liars, _: 1.5 * told[liars],
     "x 10": lambda told, liars, _: 10 * told[liars],
@@ -56,6 +62,9 @@ LIES: dict[str, Lie] = {
     "largest": lambda told, liars, _: np.repeat(  # of the honest, each number
         _honest(told, liars).max(axis=0, keepdims=True), len(liars), axis=0
     ),
+    # For the first, or the last, of several numbers: the others are as bad as can be.
+    "first": lambda told, liars, _: _one_sided(told[liars], 0),
+    "last": lambda told, liars, _: _one_sided(told[liars], -1),
     "replay": lambda told, liars, _: np.repeat(_honest(told, liars)[:1], len(liars), axis=0),
     "swap": lambda told, liars, _: np.roll(told[liars], 3, axis=min(1, told.ndim - 1)),  # classes
 }
@@ -65,7 +74,7 @@ class LyingGrid(InProcessGrid):
     """Delivers what some clients did not say.
 
     Attributes:
-        scores: each client's last evaluation, numbers by name.
+        scores: each client's evaluations, numbers by name.
     """
 
     def __init__(
@@ -82,7 +91,7 @@ class LyingGrid(InProcessGrid):
         """
         super().__init__(experiment)
         self.liars, self.key, self.field, self.lie = list(liars), key, field, lie
-        self.scores: dict[int, dict[str, float]] = {}
+        self.scores: dict[int, list[dict[str, float]]] = {}
         self._rng = np.random.default_rng(0)
 
     @override
@@ -94,7 +103,8 @@ class LyingGrid(InProcessGrid):
             if messages[0].metadata.message_type != MessageType.TRAIN:
                 numbers = part.numbers(words.METRICS)
                 for place, client in enumerate(own.tolist()):
-                    self.scores[client] = {n: float(v[place]) for n, v in numbers.items()}
+                    own_scores = {n: float(v[place]) for n, v in numbers.items()}
+                    self.scores.setdefault(client, []).append(own_scores)
             elif self.lie is not None and len(liars := np.flatnonzero(np.isin(own, self.liars))):
                 self._falsify(part.records, liars)
         return replies
@@ -127,7 +137,8 @@ class Consequences:
 
     Attributes:
         status: of the run.
-        score: of the honest clients on their test data, mean over samples.
+        score: of the honest clients on their test data, mean over samples and the last half of
+            the evaluations.
         named: liars that the findings name, or whose reply was refused.
         accused: honest clients that the findings name.
         refused: honest clients whose reply was refused.
@@ -169,11 +180,15 @@ def lied(
         for line in server.directory.read_lines("findings.jsonl")
         for one in line["suspects"]
     }
-    honest = {k: s for k, s in grid.scores.items() if k not in liars}
-    weight = np.array([one["test-num-examples"] for one in honest.values()])
+    # Of the last half of the evaluations: with few clients a round, single ones vary.
+    honest = [
+        one for client, scores in grid.scores.items() if client not in liars
+        for one in scores[len(scores) // 2 :]
+    ]  # fmt: skip
+    weight = np.array([one["test-num-examples"] for one in honest])
     return Consequences(
         status=summary["status"],
-        score=float(weight @ [one[f"test-{score}"] for one in honest.values()] / weight.sum()),
+        score=float(weight @ [one[f"test-{score}"] for one in honest] / weight.sum()),
         named=len((failed | suspects) & set(liars)),
         accused=len(suspects - set(liars)),
         refused=len(failed - set(liars)),

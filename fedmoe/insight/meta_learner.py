@@ -14,6 +14,7 @@ from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies import POLICIES, Policy, Setting
+from fedmoe.insight.screening import strange_numbers
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
 DEFAULT = MetaLearnerConfig(
@@ -50,6 +51,7 @@ class MetaLearner:
             if (options := getattr(config, name)) is not None
         ]
         self.history: list[dict[str, Any]] = []
+        self._setting = Setting()
         self._merged: dict[tuple[int, ...], tuple[Guidance, list[Guidance]]] = {}
 
     @property
@@ -59,6 +61,7 @@ class MetaLearner:
 
     def prepare(self, setting: Setting) -> None:
         """Say what experiment the policies are for, before the first round."""
+        self._setting = setting
         for policy in self.policies:
             policy.setting = setting
 
@@ -92,8 +95,8 @@ class MetaLearner:
             client_of: see `Policy.answered`; by default everybody who told was known.
 
         Returns:
-            The round's summary, see `aggregate`; what the policies decided; and what is
-            remembered.
+            The round's summary, see `aggregate`; what the policies decided; `suspects`, whose
+            insights are not believed or hold strange numbers, and why; and what is remembered.
         """
         told = insights if isinstance(insights, RoundInsights) else RoundInsights.of(insights)
         if client_of is None:
@@ -103,7 +106,7 @@ class MetaLearner:
         for policy in self.policies:
             policy.answered(client_of)
             policy.learn(self.memory, round)
-        suspects: dict[int, list[str]] = {}
+        suspects = strange_numbers(told.numbers, self._setting.batch_size)
         for policy in self.policies:
             for client, reason in policy.suspects.items():
                 if reason not in (reasons := suspects.setdefault(client, [])):

@@ -127,6 +127,7 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
             momentum=config.training.momentum,
             keeps_momentum=not config.training.reset_optimizer,
             num_experts=facts.num_experts,
+            batch_size=config.training.batch_size,
         )
     )
     return Exchange(meta_learner, Payloads(facts), rules.payloads)

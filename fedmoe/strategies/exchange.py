@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
@@ -160,6 +160,11 @@ class Exchange:
         """
         insight = words.get_insight(reply.content)
         insight.check(self.payloads)
+        trained = _trained_on(reply)
+        if trained is not None and insight.num_examples != trained:
+            raise ValueError(
+                f"insight num_examples={insight.num_examples}: the reply is of {trained}"
+            )
         node = reply.metadata.src_node_id
         if insight.round != self._round:
             raise ValueError(f"insight of round {insight.round} in round {self._round}")
@@ -198,6 +203,9 @@ class Exchange:
         arrays = as_arrays(payload.tensors) if payload else {}
         doubtful = implausible(numbers, arrays, self.payloads)
         doubtful |= numbers["round"] != self._round
+        trained_C = part.numbers(words.METRICS).get(words.NUM_EXAMPLES)
+        if trained_C is not None:
+            doubtful |= numbers["num_examples"] != trained_C
         payloads = [PayloadColumns(numbers["client_id"], arrays)] if arrays else []
         self._pieces.append(RoundInsights(numbers, payloads))
         piece, clients = len(self._pieces) - 1, numbers["client_id"].tolist()
@@ -281,3 +289,9 @@ class Exchange:
     def _advice(self, node: int) -> Mapping[str, NDArray[Any]]:
         """The parts of guidance that a node should have by now."""
         return self.meta_learner.guidance(self.client_of.get(node, -1)).parts
+
+
+def _trained_on(reply: Message) -> object:
+    """How many samples a reply counts for, if it says."""
+    metrics = reply.content.get(words.METRICS)
+    return metrics.get(words.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None

@@ -27,6 +27,7 @@ class Setting:
         momentum: of the clients' gradient descent.
         keeps_momentum: whether momentum goes on from round to round.
         num_experts: that the strategy's mixture has; `None` where there is no mixture.
+        batch_size: that clients train with; `None` if it is not known.
     """
 
     seed: int = 0
@@ -34,6 +35,7 @@ class Setting:
     momentum: float = 0.0
     keeps_momentum: bool = False
     num_experts: int | None = None
+    batch_size: int | None = None
 
 
 class Policy(ABC):
