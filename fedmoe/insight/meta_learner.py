@@ -86,6 +86,7 @@ class MetaLearner:
         round: int,
         insights: RoundInsights | Iterable[Insight],
         client_of: Mapping[int, int | None] | None = None,
+        strange: Mapping[int, str] | None = None,
     ) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
 
@@ -93,6 +94,7 @@ class MetaLearner:
             round: of the federation.
             insights: that came.
             client_of: see `Policy.answered`; by default everybody who told was known.
+            strange: what was found strange before in what clients told, by client.
 
         Returns:
             The round's summary, see `aggregate`; what the policies decided; `suspects`, whose
@@ -107,8 +109,8 @@ class MetaLearner:
             policy.answered(client_of)
             policy.learn(self.memory, round)
         suspects = strange_numbers(told.numbers, self._setting.batch_size)
-        for policy in self.policies:
-            for client, reason in policy.suspects.items():
+        for found in ((strange or {}), *(policy.suspects for policy in self.policies)):
+            for client, reason in found.items():
                 if reason not in (reasons := suspects.setdefault(client, [])):
                     reasons.append(reason)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}

@@ -6,6 +6,7 @@ changes; parts of guidance are told once, and again when they change or are lost
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight import Guidance, MetaLearner, RoundInsights
-from fedmoe.insight.columns import PayloadColumns
+from fedmoe.insight.columns import Columns, PayloadColumns
 from fedmoe.insight.insight import implausible
 from fedmoe.insight.payloads import Payloads
 from fedmoe.messages import words
@@ -65,6 +66,7 @@ class Exchange:
         # This round's good insights: those that came together, and each node's piece and place.
         self._pieces: list[RoundInsights] = []
         self._accepted: dict[int, tuple[int, int]] = {}
+        self._strange: dict[int, str] = {}  # by client, what it contradicts itself in
         self._place_of: dict[int, int] = {}  # in the grid
         self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
@@ -72,7 +74,7 @@ class Exchange:
         """A round begins; a client whose node is gone may come back as another node."""
         self._round, self._pieces, self._accepted, self._asked = round, [], {}, {}
         self._place_of = {node: place for place, node in enumerate(connected)}
-        self._known_as = {}
+        self._known_as, self._strange = {}, {}
         here = set(connected)
         self.client_of = {n: client for n, client in self.client_of.items() if n in here}
         self.told = {n: parts for n, parts in self.told.items() if n in here}
@@ -159,12 +161,11 @@ class Exchange:
             ValueError: says what is wrong.
         """
         insight = words.get_insight(reply.content)
-        insight.check(self.payloads)
         trained = _trained_on(reply)
-        if trained is not None and insight.num_examples != trained:
-            raise ValueError(
-                f"insight num_examples={insight.num_examples}: the reply is of {trained}"
-            )
+        if trained is not None and 0 <= insight.num_examples != trained:
+            self._strange[insight.client_id] = _other_count(insight.num_examples, trained)
+            insight = replace(insight, num_examples=trained)
+        insight.check(self.payloads)
         node = reply.metadata.src_node_id
         if insight.round != self._round:
             raise ValueError(f"insight of round {insight.round} in round {self._round}")
@@ -201,11 +202,11 @@ class Exchange:
         if numbers is None or not isinstance(payload, Stack | None):
             return np.full(len(nodes), True)
         arrays = as_arrays(payload.tensors) if payload else {}
-        doubtful = implausible(numbers, arrays, self.payloads)
-        doubtful |= numbers["round"] != self._round
         trained_C = part.numbers(words.METRICS).get(words.NUM_EXAMPLES)
         if trained_C is not None:
-            doubtful |= numbers["num_examples"] != trained_C
+            numbers = self._corrected(numbers, trained_C)
+        doubtful = implausible(numbers, arrays, self.payloads)
+        doubtful |= numbers["round"] != self._round
         payloads = [PayloadColumns(numbers["client_id"], arrays)] if arrays else []
         self._pieces.append(RoundInsights(numbers, payloads))
         piece, clients = len(self._pieces) - 1, numbers["client_id"].tolist()
@@ -214,6 +215,17 @@ class Exchange:
             unasked = arrays and self._unasked(arrays, node)
             doubtful[place] = unasked or not self._accept(node, clients[place], piece, place)
         return doubtful
+
+    def _corrected(self, numbers: Columns, trained_C: NDArray[Any]) -> Columns:
+        """With as many samples as the replies count for; who said something else is noted."""
+        other_C = (numbers["num_examples"] != trained_C) & (numbers["num_examples"] >= 0)
+        if not other_C.any():
+            return numbers
+        columns = (numbers["client_id"], numbers["num_examples"], trained_C)
+        for client, said, trained in zip(*(c[other_C].tolist() for c in columns), strict=True):
+            self._strange[client] = _other_count(said, trained)
+        right_C = np.where(other_C, trained_C, numbers["num_examples"])
+        return {**numbers, "num_examples": right_C}
 
     def accepted(self, node: int) -> bool:
         """Whether a node's insight of this round has been accepted."""
@@ -236,7 +248,7 @@ class Exchange:
             name: self.client_of[node] if node in answered else None
             for node, name in self._known_as.items()
         }
-        self.findings = self.meta_learner.observe(round, self.insights, client_of)
+        self.findings = self.meta_learner.observe(round, self.insights, client_of, self._strange)
 
     def _note(self, nodes: Sequence[int], insights: RoundInsights) -> None:
         """What nodes have been told, unless they have lost it; and what they have trained on."""
@@ -291,7 +303,12 @@ class Exchange:
         return self.meta_learner.guidance(self.client_of.get(node, -1)).parts
 
 
-def _trained_on(reply: Message) -> object:
+def _trained_on(reply: Message) -> int | None:
     """How many samples a reply counts for, if it says."""
     metrics = reply.content.get(words.METRICS)
-    return metrics.get(words.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
+    found = metrics.get(words.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
+    return found if isinstance(found, int) else None
+
+
+def _other_count(said: int, trained: int) -> str:
+    return f"num_examples={said}, but the reply counts for {trained}"

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 MOST = 10.0  # times the median: honest clients differ by less, or lose little
+ABSURD = 100.0  # times the median
 FACTOR = 5.0  # times the median, or its inverse, within which class statistics are believed
 FEWEST = 5  # clients that have a median
 _FEWEST_FREEDOM = 10
@@ -36,17 +37,26 @@ _SMALL = 0.1  # of all clients, in a cluster that is unlike the others
 _MOST_UNLIKE = 0.25  # of all clients: where more are in small clusters, there are many rules
 
 
-def winsorised(values_C: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
-    """Cut values at `MOST` times their median.
+def winsorised(values_C: Doubles, times: float | None = None) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Cut values at some times their median.
 
     Args:
         values_C: none below 0.
+        times: by default `MOST`.
 
     Returns:
         The values, and which of them were cut.
     """
-    most = MOST * float(np.median(values_C))
+    most = (MOST if times is None else times) * float(np.median(values_C))
     return np.minimum(values_C, most), values_C > most
+
+
+def plausible(values_C: Doubles) -> Doubles:
+    """Values at or above 0, cut; those that are absurd, above `ABSURD` times the median, are it."""
+    if not len(values_C):
+        return values_C
+    median = float(np.median(values_C))
+    return np.where(values_C > ABSURD * median, median, winsorised(values_C)[0])
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ L is the mean loss of the first local epoch, whose first batches see the model a
 Draws depend on the experiment's seed and the round.
 
 Clients may lie, and be refused. Losses and numbers of samples are cut at ten times their median
-over the clients. Who has told in more than twice as many of the remembered rounds as clients do on
-average, and two, has to wait (Oort, section 4.4, drops clients that were picked too often); and
-who was asked and told nothing n times in a row waits 2^n - 1 rounds, or it would be new for ever.
-None of it holds where there are too few others.
+over the clients, and count as the median above a hundred times. Who has told in more than twice as
+many of the remembered rounds as clients do on average, and two, has to wait (Oort, section 4.4,
+drops clients that were picked too often); and who was asked and told nothing n times in a row
+waits 2^n - 1 rounds, or it would be new for ever. None of it holds where there are too few others.
 
 Letters: N clients that are there, K of them known.
 """
@@ -42,7 +42,7 @@ from typing_extensions import override
 from fedmoe.data.federation import Ints
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import Policy, State
-from fedmoe.insight.policies.robust import winsorised
+from fedmoe.insight.policies.robust import plausible
 from fedmoe.schema import SelectionPolicyConfig
 
 Doubles = NDArray[np.float64]
@@ -87,10 +87,8 @@ class _There(NamedTuple):
         place_K = np.searchsorted(newest["client_id"], clients[known_N])
         told = {name: column[place_K] for name, column in newest.items()}
         loss_K = np.maximum(told["final_loss"] + told["loss_improvement"], 0.0)  # the first epoch's
-        if len(loss_K):
-            loss_K = winsorised(loss_K)[0]
         size_K = told["num_examples"].astype(np.float64)
-        return cls(known_N, winsorised(size_K)[0] if len(size_K) else size_K, loss_K, told["round"])
+        return cls(known_N, plausible(size_K), plausible(loss_K), told["round"])
 
 
 class Selection(Policy):
