@@ -3,7 +3,7 @@
 Letters: C clients that answer, L liars among them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from fedmoe.clients import Experiment
 from fedmoe.data.federation import Ints
 from fedmoe.insight import clusters
 from fedmoe.insight.insight import WHOLE
-from fedmoe.insight.policies import robust
+from fedmoe.insight.policies import robust, selection, step_size
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack
 from fedmoe.messages.replies import Replies
 from fedmoe.simulations import InProcessGrid
+from fedmoe.strategies import fedmoe
 
 Values = NDArray[np.float64]
 # What all told, (C, ...), who lies, (L,), and a generator; to what the liars tell, (L, ...).
@@ -198,10 +199,17 @@ def lied(
 @contextmanager
 def undefended() -> Iterator[None]:
     """Believe whatever passes the guard, in this process."""
-    off: Mapping[str, Any] = {
-        "FACTOR": _OFF, "MOST": _OFF, "_LIKELY": _OFF, "_SMALL": 0.0, "_copies": _no_copies
+    rules = {
+        "FACTOR": _OFF, "MOST": _OFF, "ABSURD": _OFF, "_LIKELY": _OFF, "_SMALL": 0.0,
+        "_copies": _no_copies,
     }  # fmt: skip
-    with patch.multiple(robust, **off), patch.object(clusters, "_MOST_APART", _OFF):
+    with (
+        patch.multiple(robust, **rules),
+        patch.object(clusters, "_MOST_APART", _OFF),
+        patch.object(step_size, "_MOST", _OFF),
+        patch.object(selection, "_TOO_OFTEN", _OFF),
+        patch.object(fedmoe, "_FEWEST", 10**9),
+    ):
         yield
 
 

@@ -46,7 +46,7 @@ from fedmoe.insight.policies.robust import plausible
 from fedmoe.schema import SelectionPolicyConfig
 
 Doubles = NDArray[np.float64]
-_TOO_OFTEN, _SPARE = 2.0, 2  # times the mean, and rounds besides, that a client may be asked
+_TOO_OFTEN, _SPARE = 1.5, 1  # times the mean, and rounds besides, that a client may be asked
 _MOST_SILENT = 6  # 2 to this power is the longest wait, in rounds
 _WORD = 0x6F6F7274  # sets these draws apart from others by seed and round
 

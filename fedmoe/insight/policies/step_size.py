@@ -43,7 +43,7 @@ from fedmoe.schema import StepSizePolicyConfig
 
 Doubles = NDArray[np.float64]
 _ALL = -1  # stands for the federation among the clients that have sums
-_MOST = 10.0  # times the median, that a client counts for
+_MOST = 4.0  # times the median, that a client counts for
 _SUMS = 3  # moved, steepness, and how many clients they are sums over
 
 
