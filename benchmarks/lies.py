@@ -199,7 +199,7 @@ def lied(
 @contextmanager
 def undefended() -> Iterator[None]:
     """Believe whatever passes the guard, in this process."""
-    rules = {
+    rules: dict[str, Any] = {
         "FACTOR": _OFF, "MOST": _OFF, "ABSURD": _OFF, "_LIKELY": _OFF, "_SMALL": 0.0,
         "_copies": _no_copies,
     }  # fmt: skip
