@@ -114,14 +114,14 @@ class LyingGrid(InProcessGrid):
         record = records.get(self.key)
         if isinstance(record, Stack) and self.field in record.tensors:
             told = record.tensors[self.field]
-            new = torch.from_numpy(self._lies(told.double().numpy(), liars)).to(told.dtype)
+            new = torch.from_numpy(self.lies_of(told.double().numpy(), liars)).to(told.dtype)
             records[self.key] = Stack({**record.tensors, self.field: new})
         elif isinstance(record, dict) and self.field in record:
             numbers = record[self.field]
-            lies = self._lies(numbers.astype(np.float64), liars).astype(numbers.dtype)
+            lies = self.lies_of(numbers.astype(np.float64), liars).astype(numbers.dtype)
             records[self.key] = {**record, self.field: lies}
 
-    def _lies(self, told_C: Values, liars: Ints) -> Values:
+    def lies_of(self, told_C: Values, liars: Ints) -> Values:
         """What arrives of what all told, (C, ...)."""
         if self.lie is None or len(liars) == len(told_C):
             return told_C
