@@ -2,7 +2,7 @@
 
 For the record: nobody is refused for it, and policies have limits of their own. Numbers that
 follow from each other are compared, and others are held against the upper quartile, beyond ten
-(samples and steps) or a hundred times which hardly an honest client comes. What is plausible by
+(samples and steps) or a thousand times which hardly an honest client comes. What is plausible by
 itself and beside the others is not found, and what it can do is bounded by the policies.
 
 Letters: C clients that told something.
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 _FEWEST = 5  # clients that have a quartile
 _ROUNDING = 1e-6
 # How many times the upper quartile is strange. Training differs more from client to client than
-# samples do: under strong label skew honest losses and gradients come to some ten times.
+# samples do: under strong label skew honest losses and gradients come to some hundred times.
 _MOST = {
     "num_examples": 10.0, "epochs_trained": 10.0, "steps": 10.0, "validation_examples": 10.0,
-    "final_loss": 100.0, "loss_improvement": 100.0, "mean_grad": 100.0, "std_grad": 100.0,
-    "distance": 100.0, "validation_loss": 100.0, "uncertainty": 100.0, "volatility": 100.0,
-    "calibration_error": 100.0,
+    "final_loss": 1000.0, "loss_improvement": 1000.0, "mean_grad": 1000.0, "std_grad": 1000.0,
+    "distance": 1000.0, "validation_loss": 1000.0, "uncertainty": 1000.0, "volatility": 1000.0,
+    "calibration_error": 1000.0,
 }  # fmt: skip
 
 

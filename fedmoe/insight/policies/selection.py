@@ -23,9 +23,9 @@ L is the mean loss of the first local epoch, whose first batches see the model a
 Draws depend on the experiment's seed and the round.
 
 Clients may lie, and be refused. Losses and numbers of samples are cut at ten times their median
-over the clients, and count as the median above a hundred times. Who has told in more than twice as
-many of the remembered rounds as clients do on average, and two, has to wait (Oort, section 4.4,
-drops clients that were picked too often); and who was asked and told nothing n times in a row
+over the clients, and count as the median above a hundred times. Who has told in more than half as
+many again of the remembered rounds as clients do on average, and one, has to wait (Oort, section
+4.4, drops clients that were picked too often); and who was asked and told nothing n times in a row
 waits 2^n - 1 rounds, or it would be new for ever. None of it holds where there are too few others.
 
 Letters: N clients that are there, K of them known.

@@ -21,7 +21,7 @@ the sum of its echoes until the round ends, and on average over S equal gradient
 
 or 1 / (1 - m) where momentum goes on from round to round; distances are divided by that. Sums
 may forget (`decay`, which only the authors' Reptile code has); each client may have its own
-(`per=client`). No client's steps, squared way a step, or squared gradient count for more than ten
+(`per=client`). No client's steps, squared way a step, or squared gradient count for more than three
 times the round's median, and the factor stays within `limit`.
 
 Letters: C clients of a round.
@@ -43,7 +43,7 @@ from fedmoe.schema import StepSizePolicyConfig
 
 Doubles = NDArray[np.float64]
 _ALL = -1  # stands for the federation among the clients that have sums
-_MOST = 4.0  # times the median, that a client counts for
+_MOST = 3.0  # times the median, that a client counts for
 _SUMS = 3  # moved, steepness, and how many clients they are sums over
 
 
