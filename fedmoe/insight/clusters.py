@@ -18,8 +18,10 @@ clustering", ICML 2005), with this ratio in place of their marginal likelihood o
 clustered federated learning (Sattler et al., arXiv 1910.01991) reads from updates is read here
 from what follows from the data alone, in the first round and without a number of clusters.
 
-t is each class's over all clients, drawn to that of all classes together; d is a constant:
-estimated from the features' variances it is overconfident, since features go together.
+b is the mean over clients of their own classes' differences, none of which counts for more than
+five times the median. t is each class's over all clients, drawn to that of all classes together;
+d is a constant: estimated from the features' variances it is overconfident, since features go
+together.
 
 Letters: K clients, G clusters (of one client, at first), O classes, D features.
 """
@@ -36,6 +38,7 @@ _PRIOR_LOG_ODDS = 10.0
 _DIMENSIONS = 10.0
 _SHRINKAGE = 10.0  # degrees of freedom by which a class's trace is drawn to that of all
 _LEAST = 1e-3  # of t, that other meanings are apart
+_MOST_APART = 5.0  # times the median, that a client's classes count for being apart
 _AT_ONCE = 100  # clients that are compared with each other; others join the clusters of these
 
 
@@ -139,7 +142,11 @@ def _measured(count_KO: Doubles, sum_KOD: Doubles, spread_KO: Doubles) -> tuple[
     both_KOO = (count_KO[:, :, None] > 0) & (count_KO[:, None, :] > 0)
     weight_KOO = both_KOO / np.where(both_KOO, inverse_KO[:, :, None] + inverse_KO[:, None], 1)
     weight_KOO[:, every, every] = 0
-    apart = float((weight_KOO * apart_KOO).sum() / max(weight_KOO.sum(), 1e-12))
+    weight_K = weight_KOO.sum(axis=(1, 2))
+    apart_K = (weight_KOO * apart_KOO).sum(axis=(1, 2)) / np.maximum(weight_K, 1e-12)
+    if weight_K.any():  # one whose classes are absurdly far apart must not decide for all
+        apart_K = np.minimum(apart_K, _MOST_APART * max(float(np.median(apart_K[weight_K > 0])), 0))
+    apart = float(weight_K @ apart_K / max(weight_K.sum(), 1e-12))
     scales = _Scales(trace_O, max(apart, _LEAST * float(trace_O.mean())))
     return _Groups(count_KO, sum_KOD, square_KO), scales
 

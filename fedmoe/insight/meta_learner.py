@@ -17,6 +17,7 @@ from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.insight import Insight
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies import POLICIES, Policy, Setting
+from fedmoe.insight.screening import strange_numbers
 from fedmoe.schema import MetaLearnerConfig, PriorPolicyConfig, PrototypesPolicyConfig
 
 DEFAULT = MetaLearnerConfig(
@@ -53,6 +54,7 @@ class MetaLearner:
             if (options := getattr(config, name)) is not None
         ]
         self.history: list[dict[str, Any]] = []
+        self._setting = Setting()
         self._merged: dict[tuple[int, ...], tuple[Guidance, list[Guidance]]] = {}
 
     @property
@@ -62,6 +64,7 @@ class MetaLearner:
 
     def prepare(self, setting: Setting) -> None:
         """Say what experiment the policies are for, before the first round."""
+        self._setting = setting
         for policy in self.policies:
             policy.setting = setting
 
@@ -86,6 +89,7 @@ class MetaLearner:
         round: int,
         insights: RoundInsights | Iterable[Insight],
         client_of: Mapping[int, int | None] | None = None,
+        strange: Mapping[int, str] | None = None,
     ) -> dict[str, Any]:
         """Remember a round's insights and learn from all that are remembered.
 
@@ -93,10 +97,11 @@ class MetaLearner:
             round: of the federation.
             insights: that came.
             client_of: see `Policy.answered`; by default everybody who told was known.
+            strange: what was found strange before in what clients told, by client.
 
         Returns:
-            The round's summary, see `aggregate`; what the policies decided; and what is
-            remembered.
+            The round's summary, see `aggregate`; what the policies decided; `suspects`, whose
+            insights are not believed or hold strange numbers, and why; and what is remembered.
         """
         told = insights if isinstance(insights, RoundInsights) else RoundInsights.of(insights)
         if client_of is None:
@@ -107,13 +112,20 @@ class MetaLearner:
             for policy in self.policies:
                 policy.answered(client_of)
                 policy.learn(self.memory, round)
+        suspects = strange_numbers(told.numbers, self._setting.batch_size)
+        for found in ((strange or {}), *(policy.suspects for policy in self.policies)):
+            for client, reason in found.items():
+                if reason not in (reasons := suspects.setdefault(client, [])):
+                    reasons.append(reason)
         decisions = {policy.name: dict(policy.decisions) for policy in self.policies}
         memory = {
             "insights": len(self.memory), "bytes": self.memory.nbytes,
             "dropped": dict(self.memory.dropped),
         }  # fmt: skip
         summary = {
-            "round": round, **aggregate(told), "decisions": decisions, "memory": memory
+            "round": round, **aggregate(told), "decisions": decisions,
+            "suspects": [{"client": k, "reasons": suspects[k]} for k in sorted(suspects)],
+            "memory": memory,
         }  # fmt: skip
         self.history = [*self.history, summary][-self.memory.max_rounds :]
         return summary

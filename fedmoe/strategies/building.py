@@ -121,6 +121,7 @@ def _exchange(config: ExperimentConfig, task: Task, meta_learner: MetaLearner | 
             keeps_momentum=not config.training.reset_optimizer,
             num_experts=facts.num_experts,
             rank=rules.rank,
+            batch_size=config.training.batch_size,
         )
     )
     return Exchange(meta_learner, Payloads(facts), rules.payloads)

@@ -154,7 +154,9 @@ class Exchange:
             name: self.incoming.client_of[node] if node in answered else None
             for node, name in self._known_as.items()
         }
-        self.findings = self.meta_learner.observe(round, self.insights, client_of)
+        self.findings = self.meta_learner.observe(
+            round, self.insights, client_of, self.incoming.strange
+        )
 
     def _note(self, nodes: Sequence[int], insights: RoundInsights) -> None:
         """What nodes have been told, unless they have lost it; and what they have trained on."""

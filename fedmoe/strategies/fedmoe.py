@@ -32,6 +32,8 @@ from fedmoe.strategies.parting import pull_together, share_of_mean
 from fedmoe.strategies.seeding import seed_experts
 
 _MEMORY = 0.8  # of the running mean of losses by strength
+_FEWEST, _TAIL = 10, 0.15  # clients from which on their differences are cut, and where
+_MOST_EXAMPLES = 5.0  # times the median
 _MAX_LOSS = 1e9  # that a client may claim, summed over its validation samples
 
 
@@ -113,10 +115,9 @@ class FedMoE(ExpertAveraging):
 
     def _choose_strength(self, replies: Replies) -> None:
         told = as_arrays(replies.arrays(words.STRENGTHS))
-        total = float(told["examples"].sum(dtype=np.float64))
-        if not total:
+        loss_S = believed_losses(told["loss"], told["examples"][:, 0])
+        if loss_S is None:
             return  # nobody has validation data to choose by
-        loss_S = told["loss"].sum(axis=0, dtype=np.float64) / total
         before = loss_S if self.loss_S is None else self.loss_S
         self.loss_S = _MEMORY * before + (1 - _MEMORY) * loss_S
         self.strength = self.strengths[int(self.loss_S.argmin())]
@@ -159,3 +160,32 @@ class FedMoE(ExpertAveraging):
             return np.full(len(loss_CS), True)
         good = (loss_CS >= 0) & (loss_CS <= _MAX_LOSS) & (examples_C1 >= 0)
         return ~np.asarray((good & (examples_C1 <= _MAX_LOSS)).all(axis=1))
+
+
+def believed_losses(loss_CS: NDArray[Any], examples_C: NDArray[Any]) -> NDArray[np.float64] | None:
+    """The mean loss of a sample under each strength, (S,), that no tenth of the clients decides.
+
+    Each client's mean over the strengths, and its differences from that, are cut at the quantiles
+    over the clients that leave `_TAIL` on either side, and nobody's samples count for more
+    than `_MOST_EXAMPLES` times the median.
+
+    Args:
+        loss_CS: each client's sum over its validation samples.
+        examples_C: how many these are.
+
+    Returns:
+        The means; `None` if nobody has samples.
+    """
+    some_C = examples_C > 0
+    if not some_C.any():
+        return None
+    count_C = examples_C[some_C].astype(np.float64)
+    mean_CS = loss_CS[some_C].astype(np.float64) / count_C[:, None]
+    level_C1 = mean_CS.mean(axis=1, keepdims=True)
+    away_CS = mean_CS - level_C1
+    if len(count_C) >= _FEWEST:
+        low_S, high_S = np.quantile(away_CS, [_TAIL, 1 - _TAIL], axis=0)
+        away_CS = np.clip(away_CS, low_S, high_S)
+        level_C1 = np.clip(level_C1, *np.quantile(level_C1, [_TAIL, 1 - _TAIL]))
+        count_C = np.minimum(count_C, _MOST_EXAMPLES * np.median(count_C))
+    return np.asarray(count_C @ (level_C1 + away_CS) / count_C.sum())

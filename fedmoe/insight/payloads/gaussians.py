@@ -123,7 +123,7 @@ class Gaussians(ClassPayload):
         bad_C = wrong_counts(count_CO, num_examples_C, config.min_count_squares)
         # By these a sum's outer product is that of the mean times the number of samples.
         scaled_COD = came["gaussian_sum"] / np.sqrt(np.maximum(count_CO, 1))[..., None]
-        total_CO = _totals(came)
+        total_CO = totals_of(came)
         bad_C |= _too_small(total_CO, (scaled_COD**2).sum(axis=2)).any(axis=1)
         most = np.inf if config.clip is None else (1 + ROUNDING) * config.clip**2
         with np.errstate(invalid="ignore"):  # infinity times 0 samples is none at all
@@ -201,8 +201,8 @@ def told_samples(
     return x_CnD, sources.real_Cn & (count_CO >= fewest).gather(1, sources.y_Cn)
 
 
-def _totals(came: Mapping[str, Doubles]) -> Doubles:
-    """(C, O): each class's sum of |x|^2."""
+def totals_of(came: Mapping[str, Doubles]) -> Doubles:
+    """Each class's sum of |x|^2, (C, O), from what clients told."""
     if "gaussian_totals" in came:
         return came["gaussian_totals"]
     if "gaussian_squares" in came:

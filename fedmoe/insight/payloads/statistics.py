@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedmoe.insight.payloads.base import Payload, Shapes, Sources, shortened
+from fedmoe.insight.payloads.products import is_negative
 
 
 class Statistics(Payload):
@@ -57,9 +58,25 @@ class Statistics(Payload):
     def implausible(
         self, arrays: Mapping[str, NDArray[Any]], num_examples_C: NDArray[Any]
     ) -> NDArray[np.bool_]:
-        """More samples than there are, or squares that no sum of squares could be."""
-        xx_CPP, yy_CO = arrays["statistics_xx"], arrays["statistics_yy"]
+        """What no sums of products are: more samples than there are, or a negative eigenvalue."""
+        xx_CPP, xy_CPO = arrays["statistics_xx"], arrays["statistics_xy"]
         counted_C = xx_CPP[:, -1, -1]  # the bias's column of ones
-        squares_CP = np.diagonal(xx_CPP, axis1=1, axis2=2)
-        bad_C = (counted_C > num_examples_C) | (yy_CO < 0).any(axis=1)
-        return np.asarray(bad_C | (squares_CP < 0).any(axis=1))
+        bad_C = np.asarray(counted_C > num_examples_C)
+        for output, yy_C in enumerate(arrays["statistics_yy"].T):
+            bad_C |= self._impossible(xx_CPP, xy_CPO[:, :, output], yy_C)
+        return bad_C
+
+    @staticmethod
+    def _impossible(
+        xx_CPP: NDArray[Any], xy_CP: NDArray[Any], yy_C: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Whose sums of products of inputs and one output are none, (C,)."""
+        wide = xx_CPP.shape[1]
+        joint_CQQ = np.zeros((len(xx_CPP), wide + 1, wide + 1))
+        joint_CQQ[:, :wide, :wide], joint_CQQ[:, wide, wide] = xx_CPP, yy_C
+        joint_CQQ[:, wide, :wide] = joint_CQQ[:, :wide, wide] = xy_CP
+        # Units apart: what one feature loses to rounding is nothing to a larger one.
+        unit_CQ = np.sqrt(np.maximum(np.diagonal(joint_CQQ, axis1=1, axis2=2), 0))
+        unit_CQ = np.where(unit_CQ > 0, unit_CQ, 1)
+        joint_CQQ /= unit_CQ[:, :, None] * unit_CQ[:, None, :]
+        return is_negative(joint_CQQ, np.full(len(joint_CQQ), wide + 1.0))

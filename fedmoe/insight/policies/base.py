@@ -28,6 +28,7 @@ class Setting:
         keeps_momentum: whether momentum goes on from round to round.
         num_experts: that the strategy's mixture has; `None` where there is no mixture.
         rank: directions in which clients tell how classes spread.
+        batch_size: that clients train with; `None` if it is not known.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class Setting:
     keeps_momentum: bool = False
     num_experts: int | None = None
     rank: int = 24
+    batch_size: int | None = None
 
 
 class Policy(ABC):
@@ -46,6 +48,7 @@ class Policy(ABC):
         reads: names of the payloads that it reads.
         setting: the experiment's, once the learner has been prepared for one.
         decisions: what it decided in the last round and why, for the run's records; plain values.
+        suspects: by client, why what it told is not believed.
     """
 
     name: ClassVar[str]
@@ -54,6 +57,7 @@ class Policy(ABC):
     def __init__(self) -> None:
         self.setting = Setting()
         self.decisions: dict[str, Any] = {}
+        self.suspects: Mapping[int, str] = {}
 
     def answered(self, client_of: Mapping[int, int | None]) -> None:
         """Who answered of those that were advised; told before `learn`.

@@ -5,7 +5,8 @@ are one cluster (see `fedmoe.insight.clusters`). A strategy that makes the exper
 out of clients' models, as `strategy=fedmoe` does, makes them of these clusters as soon as there
 are several, and each client is told which is its own, so that its private prior over the experts
 begins there and is held there as firmly as it is otherwise held at even shares. With a single
-cluster nothing is said: then the strategy is as without this policy.
+cluster nothing is said: then the strategy is as without this policy. Clients in small clusters that
+are unlike the others, as those of liars are, get no expert of their own and are told nothing.
 
 After clustered federated learning (Sattler et al., arXiv 1910.01991), which splits a federation
 by the directions of clients' updates, several rounds in; and FedEM (arXiv 2108.10252), whose
@@ -71,8 +72,10 @@ class ExpertAssignment(Policy):
         }
         self.decisions = {
             "clients": len(clients), "clusters": found.count, "log_odds_of_fewer": found.log_odds,
+            "capped": list(found.capped),
             "sizes": np.bincount(found.label_K[found.label_K >= 0]).tolist(),
         }  # fmt: skip
+        self.suspects = found.suspects
 
     @override
     def advise(self, client_id: int) -> Guidance:

@@ -37,7 +37,8 @@ from fedmoe.insight.latest import Latest
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.payloads.products import packed, unpacked
 from fedmoe.insight.policies.base import NOTHING, Policy, State
-from fedmoe.insight.policies.clustering import CLUSTERED_BY, labels_in, renamed
+from fedmoe.insight.policies.believing import believed_gaussians
+from fedmoe.insight.policies.clustering import CLUSTERED_BY, renamed
 from fedmoe.schema import GaussiansPolicyConfig
 
 _NEW_DIRECTIONS, _NEW_MOMENTS = 2.0, 1.1  # times the samples that the old ones were made of
@@ -90,16 +91,19 @@ class Gaussians(Policy):
             return
         self._learned = revision
         clients, told = memory.collect(*names)
-        label_K = labels_in(memory, clients, self.config.of)
-        label_K = renamed(clients, label_K, self._group_of)
+        believed = believed_gaussians(memory, clients, told, self.config.of)
+        self.suspects, weight_K = believed.suspects, believed.weight_K
+        told = {name: (rows.T * weight_K).T for name, rows in told.items()}
+        label_K = renamed(clients, believed.label_K, self._group_of)
         self._group_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
-        self._groups = {
-            label: self._group(
-                self._groups.get(label, _Group()), memory, clients[label_K == label],
-                {name: rows[label_K == label] for name, rows in told.items()},
-            )
-            for label in sorted(set(label_K[label_K >= 0].tolist()))
-        }  # fmt: skip
+        groups = {}
+        for label in sorted(set(label_K[label_K >= 0].tolist())):
+            own_K = label_K == label
+            groups[label] = self._group(
+                self._groups.get(label, _UNTOLD), memory, clients[own_K], weight_K[own_K],
+                {name: rows[own_K] for name, rows in told.items()},
+            )  # fmt: skip
+        self._groups = groups
         self.decisions = {
             "clients": len(clients), "clusters": len(self._groups),
             "samples": [group.found_from for group in self._groups.values()],
@@ -118,11 +122,14 @@ class Gaussians(Policy):
         before: _Group,
         memory: Memory,
         clients: NDArray[np.int64],
+        weight_K: Doubles,
         told: Mapping[str, NDArray[Any]],
     ) -> _Group:
         """What a cluster is to be told from now on."""
         sums = ClassSums.of(told)
         samples = float(sums.count_O.sum())
+        if not samples:  # nobody is believed
+            return before
         if not sums.has_directions:
             if samples <= _NEW_MOMENTS * before.found_from:
                 return before
@@ -137,8 +144,8 @@ class Gaussians(Policy):
             chosen_K = self._has_told(group, memory, clients)
             if not chosen_K.any():
                 return group
-            products = memory.latest[_PRODUCTS].of(clients[chosen_K].tolist())
-            products_Orr = unpacked(products.sum(axis=0, dtype=np.float64))
+            products_COR = memory.latest[_PRODUCTS].of(clients[chosen_K].tolist())
+            products_Orr = unpacked(np.einsum("cor,c->or", products_COR, weight_K[chosen_K]))
             own_sums = ClassSums.of({name: rows[chosen_K] for name, rows in told.items()})
         spread_from = float(own_sums.count_O.sum())
         if spread_from <= _NEW_MOMENTS * group.spread_from:

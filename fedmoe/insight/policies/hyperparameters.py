@@ -14,8 +14,8 @@ Deviations. b is a discounted mean of the rounds' mean losses as in the authors'
 round's own is the first of them: losses fall from round to round, and in a mean that lags behind
 all that was drawn looks good. A client that was asked and told nothing counts as the round's
 largest loss, with the mean weight: its training may have diverged, as too large steps do. Losses
-are cut at ten times their median, so that no liar decides alone. One theta over all configurations,
-as the authors' code has for lists.
+and numbers of validation samples are cut at ten times their median, so that no liar decides alone.
+One theta over all configurations, as the authors' code has for lists.
 
 A draw depends on the experiment's seed, the last round that was learned from, and the client.
 
@@ -102,7 +102,8 @@ class Hyperparameters(Policy):
     def _losses(self, told: Columns) -> tuple[NDArray[np.int64], Doubles, Doubles, list[int]]:
         """What was drawn by those asked, their losses and weights; and whose loss was cut."""
         loss_C, cut_C = winsorised(np.maximum(told["validation_loss"], 0.0))
-        seen_C, client_C = told["validation_examples"], told["client_id"].tolist()
+        seen_C, many_C = winsorised(told["validation_examples"].astype(np.float64))
+        client_C = told["client_id"].tolist()
         found = dict(zip(client_C, zip(loss_C, seen_C, strict=True), strict=True))
         nobody = loss_C.max(), seen_C.mean()
         rows = [
@@ -110,7 +111,7 @@ class Hyperparameters(Policy):
             for name, client in self._client_of.items()
         ]
         drawn, losses, weights = (np.array(column) for column in zip(*rows, strict=True))
-        return drawn, losses, weights, told["client_id"][cut_C].tolist()
+        return drawn, losses, weights, told["client_id"][cut_C | many_C].tolist()
 
     def _step(
         self, drawn_C: NDArray[np.int64], loss_C: Doubles, weight_C: Doubles, cut: list[int]

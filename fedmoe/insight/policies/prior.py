@@ -11,10 +11,18 @@ Type-II maximum likelihood for a random-effects model (Laird and Ware, "Random-e
 for longitudinal data", Biometrics 1982, section 3); Ditto and pFedMe fix by hand the strength
 that is learned here. One rho is shared by all coefficients and outputs.
 
+Clients may lie. Under the model the squared length of r_k = c_k - A_k mu in units of its covariance
+sigma^2 (A_k + rho A_k^2), and of the client's own residual y'y - c' A_k^-1 c in units of sigma^2,
+are chi-squared. Who is beyond its quantile of one in a thousand federations, measured against the
+clients' median, is not heard: the fit is repeated without, until the same are left. The first fit
+counts nobody for more samples than the median client has. A client with other coefficients
+is told no prior either, since it would be wrong for it; one with other noise is.
+
 Letters: K clients, P coefficients (bias last), O outputs, N samples of all clients.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +30,8 @@ from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy
+from fedmoe.insight.policies.base import NOTHING, Policy
+from fedmoe.insight.policies.robust import beyond_chance
 from fedmoe.schema import PriorPolicyConfig
 
 Doubles = NDArray[np.float64]
@@ -31,6 +40,7 @@ Doubles = NDArray[np.float64]
 _LOG_RHO = (2 * np.log(1e-3), 2 * np.log(1e3))
 _GRID = 10
 _ROUNDING = 1e-6  # of sums that travelled as float32: what is less cannot be told from nothing
+_ATTEMPTS = 6  # to find those who are believed
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,75 @@ def fit(statistics: Statistics) -> EmpiricalBayes:
     return statistics.estimate(float(np.exp(found.x)))
 
 
+class Fitted(NamedTuple):
+    """An estimate from the clients that are believed.
+
+    Attributes:
+        estimate: `None` if fewer than two are.
+        suspects: why a client is not believed, by place.
+        strangers: places of those that have other coefficients.
+    """
+
+    estimate: EmpiricalBayes | None
+    suspects: dict[int, str]
+    strangers: list[int]
+
+
+def fit_believed(xx_KPP: Doubles, xy_KPO: Doubles, yy_KO: Doubles) -> Fitted:
+    """Fit without those whom the model of the others does not allow."""
+    count_K = xx_KPP[:, -1, -1]  # the bias's column of ones
+    some = count_K > 0
+    if some.sum() < 2:
+        return Fitted(None, {}, [])
+    share_K = np.minimum(1.0, np.median(count_K[some]) / np.maximum(count_K, 1e-12))
+    kept_K, reasons = some, _Reasons({}, {})
+    for attempt in range(_ATTEMPTS):
+        heard_K = np.where(kept_K, share_K if attempt == 0 else 1.0, 0.0)[kept_K]
+        estimate = fit(
+            Statistics.of(
+                heard_K[:, None, None] * xx_KPP[kept_K], heard_K[:, None, None] * xy_KPO[kept_K],
+                heard_K[:, None] * yy_KO[kept_K], float(heard_K @ count_K[kept_K]),
+            )
+        )  # fmt: skip
+        reasons = _reasons(estimate, xx_KPP, xy_KPO, yy_KO)
+        believed_K = some.copy()
+        believed_K[[*reasons.coefficients, *reasons.noise]] = False
+        if believed_K.sum() < 2 or (attempt and (believed_K == kept_K).all()):
+            break
+        kept_K = believed_K
+    return Fitted(estimate, reasons.noise | reasons.coefficients, sorted(reasons.coefficients))
+
+
+class _Reasons(NamedTuple):
+    """Why clients are not believed, by place."""
+
+    coefficients: dict[int, str]
+    noise: dict[int, str]
+
+
+def _reasons(
+    estimate: EmpiricalBayes, xx_KPP: Doubles, xy_KPO: Doubles, yy_KO: Doubles
+) -> _Reasons:
+    """Whose coefficients, and whose noise, the model of the others does not allow."""
+    own = Statistics.of(xx_KPP, xy_KPO, yy_KO, 1.0)
+    clients, wide, outputs = own.projected_KPO.shape
+    basis_KPP = np.swapaxes(own.basis_PX.reshape(wide, clients, wide), 0, 1)
+    known_KP = own.scale_KP > 0
+    scale_KP = np.where(known_KP, own.scale_KP, 1.0)
+    middle_KPO = np.swapaxes(basis_KPP, 1, 2) @ estimate.mean
+    away_KPO = np.where(
+        known_KP[..., None], own.projected_KPO - scale_KP[..., None] * middle_KPO, 0
+    )
+    away_KP = (away_KPO**2).sum(axis=2) / (scale_KP * (1 + estimate.rho * scale_KP))
+    rank_K = known_KP.sum(axis=1)
+    explained_K = ((own.projected_KPO**2).sum(axis=2) / scale_KP).sum(axis=1)
+    left_K = np.maximum(yy_KO.sum(axis=1) - explained_K, 0)
+    return _Reasons(
+        beyond_chance(away_KP.sum(axis=1), rank_K * outputs, "coefficients off by"),
+        beyond_chance(left_K, np.maximum(xx_KPP[:, -1, -1] - rank_K, 0) * outputs, "noise"),
+    )
+
+
 class Prior(Policy):
     """A Gaussian prior for everybody's linear regression."""
 
@@ -126,6 +205,7 @@ class Prior(Policy):
         super().__init__()
         del config  # nothing to choose: the strength is learned
         self._advice = Guidance()
+        self._strangers: set[int] = set()
         self._learned: tuple[object, ...] = ()
 
     @override
@@ -139,8 +219,12 @@ class Prior(Policy):
         if len(clients) < 2:
             return
         xx_KPP, xy_KPO, yy_KO = (array.astype(np.float64) for array in told.values())
-        samples = float(xx_KPP[:, -1, -1].sum())  # the bias's column of ones
-        estimate = fit(Statistics.of(xx_KPP, xy_KPO, yy_KO, samples))
+        found = fit_believed(xx_KPP, xy_KPO, yy_KO)
+        if (estimate := found.estimate) is None:
+            return
+        ids = clients.tolist()
+        self.suspects = {ids[place]: found.suspects[place] for place in sorted(found.suspects)}
+        self._strangers = {ids[place] for place in found.strangers}
         self._advice = self._advice.with_parts(
             {
                 "prior_mean": estimate.mean.astype(np.float32),
@@ -153,4 +237,4 @@ class Prior(Policy):
 
     @override
     def advise(self, client_id: int) -> Guidance:
-        return self._advice
+        return NOTHING if client_id in self._strangers else self._advice

@@ -12,7 +12,9 @@ prototypes are of the inputs, since representations of models that are never ave
 share axes, and they are trained on as samples instead of being a target for the representation;
 clients' sums are added, so that a mean weighs its samples and not its clients (the paper's
 equation 6 does so too; its code does not); and a client is not told the means of others that
-mean something else. A client that told of no class is in no cluster and told nothing.
+mean something else. A client that told of no class, or is not believed (see
+`fedmoe.insight.policies.robust`), is in no cluster and told nothing; with `of=federation` all are
+told the same, and those who are not believed are not heard.
 
 What it tells: a class mean over at least `insight.min_count` samples, and that the
 client has the class.
@@ -27,7 +29,7 @@ from typing_extensions import override
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import Policy
-from fedmoe.insight.policies.clustering import CLUSTERED_BY, labels_in
+from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in, everybody_in
 from fedmoe.schema import PrototypesPolicyConfig
 
 _NOBODY = Guidance()
@@ -53,35 +55,41 @@ class Prototypes(Policy):
         if self._learned == (revision := memory.revision(*names)):
             return
         self._learned = revision
-        clients, told = memory.collect(*names[:2])
+        clients, found = (everybody_in if self.config.of == "federation" else clusters_in)(memory)
         if not len(clients):
             return
-        label_K = labels_in(memory, clients, self.config.of)
+        told_clients, told = memory.collect(*names[:2])
+        among = np.isin(told_clients, clients)
+        sum_KOD, count_KO = (
+            told[name][among] * found.weight_K.reshape(-1, *[1] * (told[name].ndim - 1))
+            for name in names[:2]
+        )
+        label_K = found.label_K
         self._cluster_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
         self._advice = {
             cluster: self._means(
-                told["prototype_sum"][label_K == cluster],
-                told["prototype_count"][label_K == cluster],
+                sum_KOD[label_K == cluster], count_KO[label_K == cluster],
                 self._advice.get(cluster, _NOBODY),
             )
             for cluster in range(int(label_K.max()) + 1)
-        }
+        }  # fmt: skip
         self.decisions = {
             "clients": len(clients), "clusters": len(self._advice),
             "classes": [
                 int((advice.parts["prototype_weight"] > 0).sum())
                 for advice in self._advice.values()
             ],
+            "capped": list(found.capped),
         }  # fmt: skip
+        self.suspects = found.suspects
 
     def _means(
-        self, sum_KOD: NDArray[np.float32], count_KO: NDArray[np.float32], before: Guidance
+        self, sum_KOD: NDArray[np.float64], count_KO: NDArray[np.float64], before: Guidance
     ) -> Guidance:
         """Those of some clients."""
-        count_O = count_KO.sum(axis=0, dtype=np.float64)
-        mean_OD = sum_KOD.sum(axis=0, dtype=np.float64)
-        mean_OD /= np.maximum(count_O, 1)[:, None]
+        count_O = count_KO.sum(axis=0)
         known_O = count_O > 0
+        mean_OD = sum_KOD.sum(axis=0) / np.where(known_O, count_O, 1)[:, None]
         weight_O = self.config.strength * known_O / max(int(known_O.sum()), 1)
         return before.with_parts(
             {

@@ -22,11 +22,18 @@ the mean number of samples.
 L is the mean loss of the first local epoch, whose first batches see the model as it was sent.
 Draws depend on the experiment's seed and the round.
 
+Clients may lie, and be refused. Losses and numbers of samples are cut at ten times their median
+over the clients, and count as the median above a hundred times. Who has told in more than half as
+many again of the remembered rounds as clients do on average, and one, has to wait (Oort, section
+4.4, drops clients that were picked too often); and who was asked and told nothing n times in a row
+waits 2^n - 1 rounds, or it would be new for ever. None of it holds where there are too few others.
+
 Letters: N clients that are there, K of them known.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +41,19 @@ from typing_extensions import override
 
 from fedmoe.data.federation import Ints
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy
+from fedmoe.insight.policies.base import Policy, State
+from fedmoe.insight.policies.robust import plausible
 from fedmoe.schema import SelectionPolicyConfig
 
 Doubles = NDArray[np.float64]
+_TOO_OFTEN, _SPARE = 1.5, 1  # times the mean, and rounds besides, that a client may be asked
+_MOST_SILENT = 6  # 2 to this power is the longest wait, in rounds
 _WORD = 0x6F6F7274  # sets these draws apart from others by seed and round
 
 
-def utilities(size_K: Ints, loss_K: Doubles, last_K: Ints, round: int, clip: float) -> Doubles:
+def utilities(
+    size_K: Doubles | Ints, loss_K: Doubles, last_K: Ints, round: int, clip: float
+) -> Doubles:
     """Oort's utility of clients that have told; (K,), above 0.
 
     Args:
@@ -64,7 +76,7 @@ class _There(NamedTuple):
     """Who can be asked, and what those who are known told last, K of N."""
 
     known_N: NDArray[np.bool_]
-    size_K: Ints
+    size_K: Doubles
     loss_K: Doubles
     last_K: Ints
 
@@ -74,8 +86,9 @@ class _There(NamedTuple):
         known_N = np.isin(clients, newest["client_id"])
         place_K = np.searchsorted(newest["client_id"], clients[known_N])
         told = {name: column[place_K] for name, column in newest.items()}
-        loss_K = told["final_loss"] + told["loss_improvement"]  # the first epoch's
-        return cls(known_N, told["num_examples"], loss_K, told["round"])
+        loss_K = np.maximum(told["final_loss"] + told["loss_improvement"], 0.0)  # the first epoch's
+        size_K = told["num_examples"].astype(np.float64)
+        return cls(known_N, plausible(size_K), plausible(loss_K), told["round"])
 
 
 class Selection(Policy):
@@ -86,20 +99,63 @@ class Selection(Policy):
     def __init__(self, config: SelectionPolicyConfig) -> None:
         super().__init__()
         self.config = config
+        self._answered: Mapping[int, int | None] = {}
+        self._silent: dict[int, tuple[int, int]] = {}  # how often in a row, and the last round
+
+    @override
+    def answered(self, client_of: Mapping[int, int | None]) -> None:
+        self._answered = client_of
 
     @override
     def learn(self, memory: Memory, round: int) -> None:
-        """Nothing: what is needed is in the memory."""
+        """Note who told nothing; what else is needed is in the memory."""
+        for name, client in self._answered.items():
+            if client is None:
+                self._silent[name] = self._silent.get(name, (0, 0))[0] + 1, round
+            else:
+                self._silent.pop(name, None)
+        self._answered = {}
 
     @override
     def select(self, memory: Memory, round: int, clients: Ints, count: int) -> Ints | None:
         if self.config.kind == "uniform":
             return None
-        there = _There.of(memory, clients)
+        waits_N = self._waits(memory, round, clients)
+        free = np.flatnonzero(~waits_N)
+        if len(free) < count:
+            free = np.arange(len(clients))
+        there = _There.of(memory, clients[free])
         rng = np.random.default_rng([self.setting.seed, _WORD, round])
         if self.config.kind == "oort":
-            return self._oort(rng, there, count, round)
-        return self._power_of_choice(rng, there, count)
+            chosen = self._oort(rng, there, count, round)
+        else:
+            chosen = self._power_of_choice(rng, there, count)
+        self.decisions["waiting"] = clients[waits_N].tolist()
+        return free[chosen]
+
+    def _waits(self, memory: Memory, round: int, clients: Ints) -> NDArray[np.bool_]:
+        """(N,) who has been asked too often, or does not answer."""
+        told = [columns["client_id"] for columns in memory.rounds]
+        who, times = np.unique(np.concatenate(told or [clients[:0]]), return_counts=True)
+        most = _TOO_OFTEN * times.sum() / len(clients) + _SPARE
+        waits_N = np.isin(clients, who[times > most])
+        for place, client in enumerate(clients.tolist()):
+            if client in self._silent:
+                silent, last = self._silent[client]
+                waits_N[place] |= round - last < 2 ** min(silent, _MOST_SILENT)
+        return waits_N
+
+    @override
+    def state(self) -> State:
+        """Who did not answer."""
+        rows = [(name, *silence) for name, silence in self._silent.items()]
+        return {"silent": np.array(rows, dtype=np.int64).reshape(-1, 3)}, {}
+
+    @override
+    def restore(
+        self, memory: Memory, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> None:
+        self._silent = {name: (silent, last) for name, silent, last in arrays["silent"].tolist()}
 
     def _oort(self, rng: np.random.Generator, there: _There, count: int, round: int) -> Ints:
         old, new = np.flatnonzero(there.known_N), np.flatnonzero(~there.known_N)

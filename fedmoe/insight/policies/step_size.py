@@ -21,7 +21,7 @@ the sum of its echoes until the round ends, and on average over S equal gradient
 
 or 1 / (1 - m) where momentum goes on from round to round; distances are divided by that. Sums
 may forget (`decay`, which only the authors' Reptile code has); each client may have its own
-(`per=client`). No client's steps, squared way a step, or squared gradient count for more than ten
+(`per=client`). No client's steps, squared way a step, or squared gradient count for more than three
 times the round's median, and the factor stays within `limit`.
 
 Letters: C clients of a round.
@@ -43,6 +43,7 @@ from fedmoe.schema import StepSizePolicyConfig
 
 Doubles = NDArray[np.float64]
 _ALL = -1  # stands for the federation among the clients that have sums
+_MOST = 3.0  # times the median, that a client counts for
 _SUMS = 3  # moved, steepness, and how many clients they are sums over
 
 
@@ -94,11 +95,11 @@ class StepSize(Policy):
 
     def _sums_of(self, told: Columns) -> tuple[Doubles, Doubles, NDArray[np.bool_]]:
         """How far each client went, how steep it was, and whose insight was cut; (C,)."""
-        steps_C, cut_C = winsorised(np.maximum(told["steps"], 1).astype(np.float64))
+        steps_C, cut_C = winsorised(np.maximum(told["steps"], 1).astype(np.float64), _MOST)
         unit_C = self.setting.learning_rate * echo(steps_C, self.setting)
         # By step: larger clients make more of them, and are no liars.
-        pace_C, far_C = winsorised((told["distance"] / (unit_C * steps_C)) ** 2)
-        square_C, steep_C = winsorised(told["mean_grad"] ** 2 + told["std_grad"] ** 2)
+        pace_C, far_C = winsorised((told["distance"] / (unit_C * steps_C)) ** 2, _MOST)
+        square_C, steep_C = winsorised(told["mean_grad"] ** 2 + told["std_grad"] ** 2, _MOST)
         return pace_C * steps_C**2 / 2, square_C * steps_C, cut_C | far_C | steep_C
 
     def _add(self, who: int, moved_C: Doubles, steep_C: Doubles) -> None:

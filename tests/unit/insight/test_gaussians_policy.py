@@ -1,7 +1,7 @@
 """The policy `gaussians`: two trips, a cluster at a time, and what makes it tell anew."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,21 +62,28 @@ def learner(of: Any = "cluster") -> MetaLearner:
     return made
 
 
+def honest(told: dict[str, NDArray[np.float32]]) -> None:
+    pass
+
+
 def tell(
-    one: MetaLearner, round: int, rules: Mapping[int, int], covariance: str = "pooled"
+    one: MetaLearner,
+    round: int,
+    rules: Mapping[int, int],
+    covariance: str = "pooled",
+    liar: int = -1,
+    lie: Callable[[dict[str, NDArray[np.float32]]], None] = honest,
 ) -> None:
     """Clients tell as they are asked: products in directions, once they have been told some."""
     numbers: dict[str, Any] = {n: 1 if n in WHOLE else 0.5 for n in SCALARS}
-    numbers |= {"round": round, "num_examples": 8 * CLASSES}
-    insights = [
-        Insight(
-            **numbers | {"client_id": client},
-            payload=payload(
-                client, rule, one.guidance(client).parts.get("gaussian_basis"), covariance
-            ),
-        )
-        for client, rule in rules.items()
-    ]
+    numbers |= {"round": round, "num_examples": 8 * CLASSES, "volatility": 1.0}
+    insights = []
+    for client, rule in rules.items():
+        basis_Dr = one.guidance(client).parts.get("gaussian_basis")
+        told = payload(client, rule, basis_Dr, covariance)
+        if client == liar:
+            lie(told)
+        insights.append(Insight(**numbers | {"client_id": client}, payload=told))
     one.observe(round, insights)
 
 
@@ -206,3 +213,41 @@ def test_it_goes_on_from_a_saved_state(after: int) -> None:
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def times(name: str, factor: float) -> Callable[[dict[str, NDArray[np.float32]]], None]:
+    def lie(told: dict[str, NDArray[np.float32]]) -> None:
+        if name in told:
+            told[name] = told[name] * np.float32(factor)
+
+    return lie
+
+
+@pytest.mark.parametrize("of", ["cluster", "federation"])
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("gaussian_count", 10), ("gaussian_sum", -1), ("gaussian_sum", 9), ("gaussian_totals", 30),
+     ("spread_products", 1e6)],
+)  # fmt: skip
+def test_who_contradicts_itself_is_named_and_not_heard(name: str, factor: float, of: str) -> None:
+    """In a federation that is not clustered, as far as medians tell."""
+    if of == "federation" and (name, factor) == ("gaussian_sum", -1):
+        return
+    one, rules = learner(of), dict.fromkeys(range(8), 0)
+    for round in (1, 2):
+        tell(one, round, rules, liar=3, lie=times(name, factor))
+    assert [each["client"] for each in one.history[-1]["suspects"]] == [3]
+    check(one.guidance(0), [client for client in rules if client != 3])
+
+
+def test_nobody_is_named_without_a_lie() -> None:
+    one, rules = learner(), {client: client % 2 for client in range(8)}
+    for round in (1, 2, 3):
+        tell(one, round, rules)
+        assert one.history[-1]["suspects"] == []
+
+
+def test_where_nobody_is_believed_nothing_is_told() -> None:
+    one, rules = learner(), {0: 0}
+    tell(one, 1, rules, liar=0, lie=times("gaussian_sum", 2))
+    assert one.guidance(0).parts == {}

@@ -43,7 +43,7 @@ def test_prototypes_are_means_over_all_samples_not_over_clients() -> None:
     # Class 1 is known to nobody: no prototype, no weight; all the strength is class 0's.
     np.testing.assert_array_equal(parts["prototypes"][1], 0.0)
     np.testing.assert_allclose(parts["prototype_weight"], [2.0, 0.0])
-    assert policy.decisions == {"clients": 2, "clusters": 1, "classes": [1]}
+    assert policy.decisions == {"clients": 2, "clusters": 1, "classes": [1], "capped": []}
 
 
 def test_policies_are_switched_by_the_configuration() -> None:

@@ -116,7 +116,9 @@ def test_among_the_useful_oort_draws_by_utility() -> None:
 
 def test_oort_asks_others_where_there_are_too_few_of_a_kind() -> None:
     assert (choose(policy(CONFIG), memory_of(20), 21, 10) >= 20).sum() == 1
-    assert (choose(policy(CONFIG), memory_of(2), 60, 30, 500) < 2).sum() == 2
+    known = Memory(3)
+    add_round(known, 1, {"num_examples": [9, 9], "final_loss": [1.0, 2.0]})
+    assert (choose(policy(CONFIG), known, 60, 30, 500) < 2).sum() == 2
     assert len(choose(policy(CONFIG), Memory(3), 9, 5, 1)) == 5
 
 
@@ -172,3 +174,37 @@ def test_strange_losses_do_not_stop_it(config: Any, value: float) -> None:
     memory = Memory(3)
     add_round(memory, 1, {"final_loss": [value] * 3 + [1.0], "loss_improvement": [0.0] * 4})
     choose(policy(config), memory, 4, 2, 2)
+
+
+@pytest.mark.parametrize("config", [CONFIG, POWER])
+def test_nobody_is_asked_without_end(config: SelectionPolicyConfig) -> None:
+    """A client whose loss is the largest in every round has to wait, and an absurd one is none."""
+    memory, asked = Memory(50), []
+    add_round(memory, 1, {"num_examples": [10] * 12, "final_loss": [1.0 + k for k in range(12)]})
+    for round in range(2, 40):
+        chosen = choose(policy(config, round), memory, 12, 3, round).tolist()
+        asked += chosen
+        losses = [9.0 if k == 11 else 1.0 for k in chosen]
+        add_round(memory, round, {"client_id": chosen, "num_examples": [10] * 3,
+                                  "final_loss": losses})  # fmt: skip
+    assert asked.count(11) <= 1.5 * len(asked) / 12 + 2
+    assert min(asked.count(k) for k in range(12)) > 0
+
+
+@pytest.mark.parametrize("config", [CONFIG, POWER])
+def test_who_does_not_answer_waits_longer_and_longer(config: SelectionPolicyConfig) -> None:
+    one, asked_in = policy(config), []
+    memory = memory_of(8)
+    for round in range(4, 40):
+        places = choose(one, memory, 9, 4, round).tolist()
+        if 8 in places:  # never told anything
+            asked_in.append(round)
+        one.answered({k: None if k == 8 else k for k in places})
+        one.learn(memory, round)
+        arrays, values = one.state()
+        one = policy(config)
+        one.restore(memory, arrays, values)
+    assert len(asked_in) <= 6
+    assert asked_in == sorted(asked_in) and asked_in[0] == 4
+    gaps = np.diff(asked_in)
+    assert all(gap >= 2 ** (n + 1) for n, gap in enumerate(gaps.tolist()))

@@ -160,7 +160,8 @@ def test_who_has_other_data_is_asked_again() -> None:
     rounds = Rounds(INSIGHT).go(2)
     rounds.ask()
     rounds.receive()
-    rounds.replies[3].content.metric_records["insight"]["num_examples"] = 40
+    records = rounds.replies[3].content.metric_records
+    records["insight"]["num_examples"] = records["metrics"]["num-examples"] = 40
     rounds.learn()
     before = rounds.strategy.exchange.meta_learner.guidance(0).parts["prototypes"]
     rounds.go()
