@@ -16,7 +16,7 @@ from benchmarks.study.execution import (
     scores_of,
     training_traffic,
 )
-from benchmarks.study.outcomes import Outcome, Records
+from benchmarks.study.outcomes import Outcome, Records, Score
 from benchmarks.study.runs import Plan, Run
 
 PLAN = Plan(settings=("iid",), methods=("local",), seeds=range(5), tuning_seeds=(100,))
@@ -167,6 +167,9 @@ def test_loss_is_that_of_the_same_model() -> None:
 
 
 def test_a_model_without_numbers_has_no_score() -> None:
-    assert scores_of({"global": None, "personalised": {"mse": {"mean": 1.0}}}) == {}
+    error = {"mean": 1.0, "worst_decile": 3.0, "std": 0.5}
+    scores = {"global": None, "personalised": {"mse": error, "loss": {"mean": 7.0}}}
+    assert scores_of(scores) == {"personalised": Score(1.0, 3.0, 0.5)}
+    assert scores_of({"global": {"loss": {"mean": 7.0}}}) == {}
     bad = {"accuracy": {"mean": None, "worst_decile": None, "std": None}}
     assert scores_of({"global": bad}) == {}
