@@ -291,11 +291,11 @@ def test_flowers_own_strategy_looks_at_every_message(evaluated: bool) -> None:
 
 # What each client is asked and told is looked up, and whose insight it is; what it tells is not.
 ASKING = {
-    "Broadcast.distinct", "Exchange._accept", "Exchange._lacking", "Exchange._note",
-    "Exchange._name", "Exchange.accepted", "Exchange.ask", "Exchange.begin", "Exchange.doubtful",
-    "Exchange.observe", "Insights.aggregate_train", "Latest.examples_of",
-    "MetaLearner.guidance", "Prior.advise", "Prototypes.advise", "RoundInsights.lines",
-    "message_sizes",
+    "Broadcast.distinct", "Exchange._lacking", "Exchange._name", "Exchange._note", "Exchange.ask",
+    "Exchange.begin", "Exchange.observe", "Incoming._accept", "Incoming.accepted",
+    "Incoming.begin", "Incoming.doubtful", "Incoming.taken", "Insights.aggregate_train",
+    "Latest.examples_of", "MetaLearner.guidance", "Prior.advise", "Prototypes.advise",
+    "RoundInsights.lines", "message_sizes",
 }  # fmt: skip
 
 
