@@ -21,7 +21,7 @@ from fedmoe.clients import Experiment
 from fedmoe.data.federation import Ints
 from fedmoe.insight import clusters
 from fedmoe.insight.insight import WHOLE
-from fedmoe.insight.policies import robust, selection, step_size
+from fedmoe.insight.policies import believing, robust, selection, step_size
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack
 from fedmoe.messages.replies import Replies
@@ -207,6 +207,7 @@ def undefended() -> Iterator[None]:
         patch.multiple(robust, **rules),
         patch.object(clusters, "_MOST_APART", _OFF),
         patch.object(step_size, "_MOST", _OFF),
+        patch.object(believing, "_ROUNDING", _OFF),
         patch.object(selection, "_TOO_OFTEN", _OFF),
         patch.object(fedmoe, "_FEWEST", 10**9),
     ):

@@ -31,6 +31,9 @@ _QUIET = (
 )  # fmt: skip
 _SIZES = ("x 1.5", "x 10", "x 10^4", "zero", "sign", "noise", "replay", "swap")
 _NUMBERS = ("x 10", "x 10^4", "zero", "largest")
+_GAUSSIANS = (
+    "gaussian_count", "gaussian_sum", "gaussian_totals", "gaussian_products", "spread_products",
+)  # fmt: skip
 _CLASSES = ("prototype_sum", "prototype_count", "class_trace")
 _DIRICHLET = ("+experiment=regimes/dirichlet",)
 _HOW_TO_READ = """\
@@ -89,6 +92,16 @@ CASES = [
         for name, regime in {
             "Dirichlet 0.1": (*_DIRICHLET, "partition.alpha=0.1"),
             "Dirichlet 0.5": (*_DIRICHLET, "partition.alpha=0.5"),
+            "permuted labels": ("+experiment=regimes/permuted",),
+        }.items()
+    ),
+    *(
+        Case(
+            name=f"gaussians, {name}", fields=_GAUSSIANS,
+            overrides=(*regime, "strategy=insight", "meta_learner=gaussians", "rounds=30"),
+        )
+        for name, regime in {
+            "Dirichlet 0.1": (*_DIRICHLET, "partition.alpha=0.1"),
             "permuted labels": ("+experiment=regimes/permuted",),
         }.items()
     ),

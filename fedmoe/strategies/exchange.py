@@ -5,6 +5,7 @@ client's data alone is asked for once, and again when its number of samples chan
 guidance are told once, and again when they change or are lost.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from fedmoe.messages import words
 from fedmoe.messages.seams import RecordType
 from fedmoe.strategies.incoming import Incoming
 
+_LOG = logging.getLogger("fedmoe.strategies.exchange")
 _NOTHING: Mapping[str, NDArray[Any]] = {}
 _OTHER = np.zeros(0)  # stands for a part that a node holds, and that is not advised any more
 
@@ -58,6 +60,7 @@ class Exchange:
         self._examples_of: dict[int, int] = {}  # by client, as its last insight has it
         self._asked: dict[int, _Asked] = {}
         self._place_of: dict[int, int] = {}  # in the grid
+        self._has_warned = False
         self._known_as: dict[int, int] = {}  # by node, the id that its guidance was asked for with
 
     def begin(self, round: int, connected: Sequence[int]) -> None:
@@ -157,6 +160,13 @@ class Exchange:
         self.findings = self.meta_learner.observe(
             round, self.insights, client_of, self.incoming.strange
         )
+        memory = self.meta_learner.memory
+        if memory.dropped.get("payloads") and not self._has_warned:
+            self._has_warned = True
+            _LOG.warning(
+                "insight.memory_bytes=%d has no room for all clients' payloads: what is forgotten "
+                "is asked for again each time; raise it", memory.max_bytes,
+            )  # fmt: skip
 
     def _note(self, nodes: Sequence[int], insights: RoundInsights) -> None:
         """What nodes have been told, unless they have lost it; and what they have trained on."""

@@ -172,7 +172,7 @@ def test_who_has_other_data_is_asked_again() -> None:
     assert after is before  # the same sums came back
 
 
-def test_what_had_no_room_is_asked_for_again() -> None:
+def test_what_had_no_room_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
     """Five clients' numbers of one round and three clients' payloads fit."""
     room = 5 * 16 * 8 + 3 * (PROTOTYPES + 32)
     rounds = Rounds([*INSIGHT, f"insight.memory_bytes={max(1024, room)}"]).go()
@@ -181,6 +181,8 @@ def test_what_had_no_room_is_asked_for_again() -> None:
     assert 0 < len(known) < 5
     rounds.go()
     assert rounds.asked == [() if c in known else ("prototypes",) for c in range(5)]
+    said = [one.getMessage() for one in caplog.records if "memory_bytes" in one.getMessage()]
+    assert len(said) == 1 and "has no room" in said[0]
 
 
 def test_what_is_no_longer_advised_is_not_told_for_ever() -> None:
