@@ -12,7 +12,6 @@ under --out.
 """
 
 import argparse
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from benchmarks.study.haste import haste_runs
 from benchmarks.study.levels import ABLATIONS, INSIGHT_SETTINGS, LEVELS, LINEAR, REFERENCES
 from benchmarks.study.methods import Method
 from benchmarks.study.outcomes import Records
-from benchmarks.study.runs import FIRST_TUNING_SEED, Plan, Run
+from benchmarks.study.runs import FIRST_TUNING_SEED, Plan, shuffled
 from benchmarks.study.settings import Family
 from benchmarks.study.showing import Display
 from benchmarks.study.worth import write_worth
@@ -63,11 +62,11 @@ def main(words: Sequence[str] | None = None, execute: Execute | None = None) -> 
     try:
         done = sum(run in records for run in first)
         with Display(console, len(first) + later, done) as display:
-            run_all(_shuffled(first), records, options.workers, display.advance, execute)
+            run_all(shuffled(first), records, options.workers, display.advance, execute)
             chosen = {family: choose(p.tuning_runs(), records) for family, p in plans.items()}
             table = [run for f, plan in plans.items() for run in plan.table_runs(chosen[f])]
             display.phase("table", len(first) + sum(run in records for run in table))
-            run_all(_shuffled(table), records, options.workers, display.advance, execute)
+            run_all(shuffled(table), records, options.workers, display.advance, execute)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         return INTERRUPTED
@@ -109,11 +108,6 @@ def plans_of(options: argparse.Namespace) -> dict[Family, Plan]:
             settings_by_name=INSIGHT_SETTINGS,
         )  # fmt: skip
     return plans
-
-
-def _shuffled(runs: Sequence[Run]) -> list[Run]:
-    """The same in an order in which the time left can be told from the time spent."""
-    return random.Random(0).sample(list(runs), len(runs))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the same command goes on where it was. Leaves Markdown tables and PNGs under --o
 """
 
 import argparse
-import random
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from benchmarks.study.execution import Execute, run_all
 from benchmarks.study.methods import METHODS, Words
 from benchmarks.study.outcomes import Records
 from benchmarks.study.reproduction import SEEDS, agreements, runs_of
-from benchmarks.study.runs import FIRST_TUNING_SEED, Cell, Plan, Run
+from benchmarks.study.runs import FIRST_TUNING_SEED, Cell, Plan, shuffled
 from benchmarks.study.settings import SETTINGS
 from benchmarks.study.showing import Display
 from benchmarks.tables import wide_console
@@ -130,17 +129,12 @@ def conduct(
     first = [*tuning, *published]
     done = sum(run in records for run in first)
     with Display(console, len(first) + later, done) as display:
-        run_all(_shuffled(first), records, workers, display.advance, execute)
+        run_all(shuffled(first), records, workers, display.advance, execute)
         chosen: Mapping[Cell, Words] = choose(tuning, records)
         table = plan.table_runs(chosen)
         display.phase("table", len(first) + sum(run in records for run in table))
-        run_all(_shuffled(table), records, workers, display.advance, execute)
+        run_all(shuffled(table), records, workers, display.advance, execute)
     return Comparison.of(plan, chosen, records)
-
-
-def _shuffled(runs: Sequence[Run]) -> list[Run]:
-    """The same in an order in which the time left can be told from the time spent."""
-    return random.Random(0).sample(list(runs), len(runs))
 
 
 def _as_interrupt(*_: object) -> None:

@@ -1,7 +1,8 @@
 # Every policy of the timing learns from what is drawn for it.
 import pytest
 
-from benchmarks.meta_learning import CASES, measure
+from benchmarks.learning_cases import CASES
+from benchmarks.meta_learning import measure
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.features != 784])
