@@ -56,8 +56,8 @@ def believed_gaussians(
         told: their `gaussians`, (K, ...) by name.
         of: whether all are told of each other, or each cluster for itself.
     """
-    rows = {name: array.astype(np.float64) for name, array in told.items()}
-    count_KO, sum_KOD, total_KO = rows["gaussian_count"], rows["gaussian_sum"], totals_of(rows)
+    count_KO, sum_KOD = (told[f"gaussian_{n}"].astype(np.float64) for n in ("count", "sum"))
+    total_KO = totals_of(told).astype(np.float64)
     trace_KO = total_KO - (sum_KOD**2).sum(axis=2) / np.maximum(count_KO, 1)
     vetted = vet_classes(count_KO, sum_KOD, np.maximum(trace_KO, 0))
     suspects = {int(clients[place]): why for place, why in vetted.suspects.items()}

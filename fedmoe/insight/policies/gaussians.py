@@ -93,7 +93,6 @@ class Gaussians(Policy):
         clients, told = memory.collect(*names)
         believed = believed_gaussians(memory, clients, told, self.config.of)
         self.suspects, weight_K = believed.suspects, believed.weight_K
-        told = {name: (rows.T * weight_K).T for name, rows in told.items()}
         label_K = renamed(clients, believed.label_K, self._group_of)
         self._group_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
         groups = {}
@@ -101,7 +100,7 @@ class Gaussians(Policy):
             own_K = label_K == label
             groups[label] = self._group(
                 self._groups.get(label, _UNTOLD), memory, clients[own_K], weight_K[own_K],
-                {name: rows[own_K] for name, rows in told.items()},
+                {n: np.einsum("k...,k->k...", r[own_K], weight_K[own_K]) for n, r in told.items()},
             )  # fmt: skip
         self._groups = groups
         self.decisions = {

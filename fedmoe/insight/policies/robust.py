@@ -18,6 +18,7 @@ their own, from which others learn nothing; small ones are named (`unlike`).
 Letters: C clients of a round, K clients, O classes, D features.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,9 +130,10 @@ def _copies(count_KO: Doubles, sum_KOD: Doubles) -> tuple[Doubles, dict[int, str
     """How many clients tell what each does, (K,), and reasons by place where it is several."""
     told = np.flatnonzero((count_KO > 0).any(axis=1))
     rows = np.concatenate([count_KO[told], sum_KOD[told].reshape(len(told), -1)], axis=1)
-    _, kind, copies = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    words = [row.tobytes() for row in rows + 0.0]  # 0.0 for -0.0, which is another byte
+    copies = Counter(words)
     copies_K = np.ones(len(count_KO))
-    copies_K[told] = copies[kind.reshape(-1)]
+    copies_K[told] = [copies[word] for word in words]
     several = np.flatnonzero(copies_K > 1).tolist()
     return copies_K, {
         k: f"{copies_K[k]:.0f} clients tell the same to the last digit" for k in several
