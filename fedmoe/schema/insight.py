@@ -104,7 +104,14 @@ class GaussiansPolicyConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExpertAssignmentPolicyConfig:
-    """Clusters of clients by their class means; a mixture has an expert for each."""
+    """Clusters of clients; a mixture has an expert for each.
+
+    Attributes:
+        by: what clients are compared by: their class means (`classes`), or sketches of their
+            updates (`sketches`), which any model of any task has.
+    """
+
+    by: Literal["classes", "sketches"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

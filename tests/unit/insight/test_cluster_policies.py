@@ -19,7 +19,7 @@ from fedmoe.schema import (
 )
 
 Told = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-ASSIGN = MetaLearnerConfig(expert_assignment=ExpertAssignmentPolicyConfig())
+ASSIGN = MetaLearnerConfig(expert_assignment=ExpertAssignmentPolicyConfig(by="classes"))
 OWN = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=2.0, of="cluster"))
 ALL = MetaLearnerConfig(prototypes=PrototypesPolicyConfig(strength=2.0, of="federation"))
 
@@ -123,3 +123,51 @@ def test_prototypes_are_those_of_the_client_s_own_cluster(config: MetaLearnerCon
     assert bool(one.guidance(7).parts) == (config is ALL)  # who has told nothing
     payloads = ("prototypes", "traces") if config is OWN else ("prototypes",)
     assert one.reads == payloads
+
+
+# ------------------------------------------------------------------------- by sketches
+
+
+SKETCHED = MetaLearnerConfig(expert_assignment=ExpertAssignmentPolicyConfig(by="sketches"))
+
+
+def sketched(rules: Sequence[int], round: int, noise: float = 0.3) -> list[Insight]:
+    """What clients say of their updates; a rule below 0 is nobody else's."""
+    told = clients_of([0] * len(rules))
+    rng = np.random.default_rng(round)
+    ways = np.random.default_rng(0).standard_normal((9, 32))
+    made = insights(told, range(len(rules)), round)
+    for client, rule in enumerate(rules):
+        way = ways[rule] + noise * rng.standard_normal(32)
+        sketch = (way / np.linalg.norm(way)).astype(np.float32)
+        made[client].payload.clear()  # type: ignore[attr-defined]
+        made[client].payload["gradient_sketch"] = sketch  # type: ignore[index]
+    return made
+
+
+def test_sketches_of_updates_tell_groups_apart_once() -> None:
+    rules = [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    one = learner(SKETCHED, num_experts=4)
+    assert one.reads == ("gradient_sketch",)
+    one.observe(1, sketched([0] * 9, 1, noise=1.0))
+    assert one.clusters(np.arange(9)) is None
+    assert one.history[-1]["decisions"]["expert_assignment"]["silhouette"] < 0.35
+    one.observe(2, sketched(rules, 2))
+    assert [expert_of(one, k) for k in range(9)] == [1 + rule for rule in rules]
+    arrays, values = one.state()
+    resumed = learner(SKETCHED, num_experts=4)
+    resumed.restore(arrays, json.loads(json.dumps(values)))
+    for each in (one, resumed):  # updates of other experts say nothing of the rules
+        each.observe(3, sketched(rules[::-1], 3))
+        assert [expert_of(each, k) for k in range(9)] == [1 + rule for rule in rules]
+
+
+def test_more_groups_than_experts_share_and_a_small_cluster_gets_none() -> None:
+    one = learner(SKETCHED, num_experts=2)
+    one.observe(1, sketched([0, 1, 2] * 4, 1))
+    assert {expert_of(one, k) for k in range(12)} == {1, 2}
+    many = [0, 1] * 10 + [5, 5]
+    other = learner(SKETCHED, num_experts=2)
+    other.observe(1, sketched(many, 1))
+    assert [expert_of(other, k) for k in range(22)] == [1, 2] * 10 + [None, None]
+    assert other.policies[0].suspects.keys() == {20, 21}
