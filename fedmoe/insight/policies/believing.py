@@ -5,10 +5,10 @@ the products of some directions of these. So a client that lies in one of them, 
 others just so, contradicts itself; one that lies in all is held against the others, see
 `fedmoe.insight.policies.robust`.
 
-Letters: K clients, O classes, D features.
+Letters: K clients, C of them in one basis, O classes, D features, r directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ def believed_gaussians(
     clients: NDArray[np.int64],
     told: Arrays,
     of: Literal["federation", "cluster"],
+    bases: Sequence[tuple[NDArray[np.bool_], Doubles]] = (),
 ) -> Believed:
     """Hold clients' Gaussians against their own words and against the others'.
 
@@ -55,6 +56,7 @@ def believed_gaussians(
         clients: (K,) ids.
         told: their `gaussians`, (K, ...) by name.
         of: whether all are told of each other, or each cluster for itself.
+        bases: which clients, (K,), told `spreads` in which directions, (D, r).
     """
     count_KO, sum_KOD = (told[f"gaussian_{n}"].astype(np.float64) for n in ("count", "sum"))
     total_KO = totals_of(told).astype(np.float64)
@@ -70,7 +72,7 @@ def believed_gaussians(
         others_K = np.array([weight_of.get(one, 0.0) for one in clients.tolist()])
         weight_K, suspects = np.minimum(weight_K, others_K), found.suspects | suspects
     odd_K = _other_sums(memory, clients, count_KO, sum_KOD, total_KO, trace_KO)
-    odd_K |= _other_products(memory, clients, total_KO)
+    odd_K |= _other_products(memory, clients, (count_KO, sum_KOD, total_KO), bases)
     suspects |= dict.fromkeys(clients[odd_K].tolist(), _CONTRADICTS)
     return Believed(label_K, np.where(odd_K, 0.0, weight_K), suspects)
 
@@ -102,15 +104,34 @@ def _other_sums(
 
 
 def _other_products(
-    memory: Memory, clients: NDArray[np.int64], total_KO: Doubles
+    memory: Memory,
+    clients: NDArray[np.int64],
+    sums: tuple[Doubles, Doubles, Doubles],
+    bases: Sequence[tuple[NDArray[np.bool_], Doubles]],
 ) -> NDArray[np.bool_]:
-    """Who told more squares in orthogonal directions than in all, (K,)."""
+    """Who told squares in some directions that no samples of such sums have, (K,).
+
+    Args:
+        memory: where the products are.
+        clients: (K,) ids.
+        sums: numbers, sums, and sums of |x|^2 of each class.
+        bases: in which directions which clients told them.
+    """
+    odd_K = np.full(len(clients), False)
     table = memory.latest.get("spread_products")
     if table is None:
-        return np.full(len(clients), False)
-    has_K, packed = _rows(memory, "spread_products", clients, table.rows.shape[1:])
-    inside_KO = np.trace(unpacked(packed), axis1=2, axis2=3)
-    return np.asarray(has_K & (inside_KO > (1 + _ROUNDING) * total_KO).any(axis=1))
+        return odd_K
+    count_KO, sum_KOD, total_KO = sums
+    for told_K, basis_Dr in bases:
+        _, packed = _rows(memory, "spread_products", clients[told_K], table.rows.shape[1:])
+        square_COr = np.diagonal(unpacked(packed), axis1=2, axis2=3)
+        # No more than in all directions; no less than of the mean alone, by Cauchy and Schwarz.
+        slack_CO = _ROUNDING * total_KO[told_K]
+        least_COr = (sum_KOD[told_K] @ basis_Dr) ** 2 / np.maximum(count_KO[told_K], 1)[..., None]
+        odd_CO = square_COr.sum(axis=2) > total_KO[told_K] + slack_CO
+        odd_CO |= (square_COr < least_COr - slack_CO[..., None]).any(axis=2)
+        odd_K[told_K] = odd_CO.any(axis=1)
+    return odd_K
 
 
 def _rows(

@@ -91,7 +91,9 @@ class Gaussians(Policy):
             return
         self._learned = revision
         clients, told = memory.collect(*names)
-        believed = believed_gaussians(memory, clients, told, self.config.of)
+        believed = believed_gaussians(
+            memory, clients, told, self.config.of, self._bases_of(memory, clients)
+        )
         self.suspects, weight_K = believed.suspects, believed.weight_K
         label_K = renamed(clients, believed.label_K, self._group_of)
         self._group_of = dict(zip(clients.tolist(), label_K.tolist(), strict=True))
@@ -168,6 +170,16 @@ class Gaussians(Policy):
         spread_OR = np.tile(packed(pooled_rr), (len(sums.count_O), 1))
         advice = self._in_directions(before, sums, basis_Dr, spread_OR, pooled_rr)
         return replace(group, advice=advice)
+
+    def _bases_of(
+        self, memory: Memory, clients: NDArray[np.int64]
+    ) -> list[tuple[NDArray[np.bool_], Doubles]]:
+        """Who told products, (K,), in which directions."""
+        return [
+            (told_K, np.asarray(group.advice.parts["gaussian_basis"], dtype=np.float64))
+            for group in self._groups.values()
+            if group.basis >= 0 and (told_K := self._has_told(group, memory, clients)).any()
+        ]
 
     def _has_told(
         self, group: _Group, memory: Memory, clients: NDArray[np.int64]

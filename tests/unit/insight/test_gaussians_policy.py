@@ -227,7 +227,7 @@ def times(name: str, factor: float) -> Callable[[dict[str, NDArray[np.float32]]]
 @pytest.mark.parametrize(
     ("name", "factor"),
     [("gaussian_count", 10), ("gaussian_sum", -1), ("gaussian_sum", 9), ("gaussian_totals", 30),
-     ("spread_products", 1e6)],
+     ("spread_products", 1e6), ("spread_products", 0)],
 )  # fmt: skip
 def test_who_contradicts_itself_is_named_and_not_heard(name: str, factor: float, of: str) -> None:
     """In a federation that is not clustered, as far as medians tell."""
