@@ -79,14 +79,14 @@ class RoundInsights:
             yield Insight(**one, payload=payload_of.get(one["client_id"], {}))
 
     def take(self, place_C: Sequence[int]) -> "RoundInsights":
-        """Some of the clients, by their places; each told the same arrays, or none did.
+        """Some of the clients, by their places, in that order; each told the same, or none did.
 
         Raises:
             ValueError: their payloads differ.
         """
         if len(self.payloads) > 1:
             raise ValueError("clients with different payloads cannot be taken by their places")
-        whole = len(place_C) == len(self)
+        whole = np.array_equal(place_C, np.arange(len(self)))
         numbers = self.numbers if whole else {n: c[place_C] for n, c in self.numbers.items()}
         payloads = [
             PayloadColumns(numbers["client_id"], arrays if whole else _rows(arrays, place_C))

@@ -121,6 +121,21 @@ def test_data_and_guidance_travel_once(words: list[str]) -> None:
     assert size == asked + (weights if words is FEDAVG else 0)  # and nothing else
 
 
+def test_guidance_travels_once_where_some_are_told_nothing() -> None:
+    """Clients of few samples stand anywhere among the others, who train in another order."""
+    words = [
+        "data=digits", "partition=dirichlet", "partition.alpha=0.1", "partition.num_clients=12",
+        "model=linear", "strategy=insight", "insight.min_count=40",
+    ]  # fmt: skip
+    rounds = Rounds(words, columns=True).go(2)
+    nothing = [not told for told in rounds.told]
+    assert 0 < sum(nothing) < 11
+    for _ in range(2):
+        assert rounds.go().told == 12 * [[]]
+    parts = [len(has) for has in rounds.strategy.exchange.told.values()]
+    assert sorted(parts) == sorted(0 if none else 2 for none in nothing)
+
+
 def test_who_is_told_the_same_shares_the_record() -> None:
     rounds = Rounds(INSIGHT)
     for number in (1, 2):
