@@ -117,9 +117,7 @@ def checked_addresses(addresses: Sequence[str]) -> list[str]:
         if not _is_address(address):
             raise ConfigError(f"--addresses {address}: must be an IP address such as 192.168.1.10")
         if ipaddress.ip_address(address).is_unspecified:
-            raise ConfigError(
-                f"--addresses {address}: is nobody's; say the machine's own"
-            )
+            raise ConfigError(f"--addresses {address}: is nobody's; say the machine's own")
     return list(dict.fromkeys(str(ipaddress.ip_address(a)) for a in (*ALWAYS[1], *addresses)))
 
 
