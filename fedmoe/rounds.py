@@ -227,7 +227,7 @@ class RoundLoop:
             made = configure(number, self.standing.arrays, ConfigRecord(), self.grid)
             sent = made if isinstance(made, Sequence) else list(made)
             bytes_down = message_sizes(sent)  # before clients may change what they are sent
-        replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.timeout)
+        replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.round_timeout)
         with section("guard"):
             return Phase(self._guard.inspect(sent, replies), bytes_down)
 

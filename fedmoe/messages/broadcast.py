@@ -69,6 +69,13 @@ class Broadcast(MessagesOnDemand):
         """Whether a message has been made, and so may have been changed."""
         return bool(self._made)
 
+    def sent_record(self, place: int, key: str) -> RecordType | None:
+        """One record of a message, which need not be made for that."""
+        if place in self._made:
+            return self._made[place].content.get(key)
+        personal = self.personal[place] if self.personal else {}
+        return personal.get(key, self.records.get(key))
+
     def take(self, places: Ints) -> "Broadcast":
         """The messages at the given places, (n,)."""
         chosen = places.tolist()
