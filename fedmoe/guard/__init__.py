@@ -22,6 +22,7 @@ from fedmoe.messages.arrays import signature_of
 from fedmoe.messages.replies import Replies
 from fedmoe.schema import RuntimeBase
 
+SILENT = "no reply before the deadline"
 REFUSED = 1001  # code of an error reply that stands for one which was refused; none of Flower's
 
 
@@ -93,8 +94,16 @@ class ReplyGuard:
         self._doubts = getattr(strategy, "doubtful_replies", None)
         self._loose: frozenset[str] = getattr(strategy, "loose_records", frozenset())
 
-    def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
-        """Sort the replies to `sent` into good ones and failures; order does not matter."""
+    def inspect(
+        self, sent: Sequence[Message], replies: Iterable[Message], silent: str = SILENT
+    ) -> Inspection:
+        """Sort the replies to `sent` into good ones and failures; order does not matter.
+
+        Args:
+            sent: to each node at most one message.
+            replies: what came.
+            silent: the reason of those who did not reply.
+        """
         if (
             isinstance(replies, Replies)
             and replies.requests is sent
@@ -122,7 +131,7 @@ class ReplyGuard:
             result.bytes_up[node] = size
         result.good = good
         for node in asked.keys() - seen:
-            result.failures[node] = "no reply before the deadline"
+            result.failures[node] = silent
         result.drop_failures()
         result.refuse(_odd_contents(result.good, self._loose))
         self._refuse_far(result, sent, asked)
