@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Error, Message, MetricRecord
 from flwr.serverapp import Grid
 
+from fedmoe.guard import REFUSED
 from fedmoe.messages import words
 from fedmoe.messages.seams import set_message_id
 from fedmoe.schema import RuntimeBase
@@ -162,10 +163,15 @@ class Waiting:
 
 
 def _as_from_node(reply: Message, request: Message) -> Message:
-    """An error that the server's side made in a node's place is that node's failure."""
-    if reply.has_error() and reply.metadata.src_node_id != request.metadata.dst_node_id:
-        return Message(reply.error, reply_to=request)
-    return reply
+    """A reply as that of the node that was asked.
+
+    An error that the server's side made in its place is its failure; content in another's name is
+    refused.
+    """
+    if reply.metadata.src_node_id == request.metadata.dst_node_id:
+        return reply
+    error = reply.error if reply.has_error() else Error(REFUSED, "came in another node's name")
+    return Message(error, reply_to=request)
 
 
 def late_weight(rounds: int, exponent: float) -> float:
