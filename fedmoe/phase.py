@@ -44,9 +44,11 @@ class Phase:
         columns: dict[str, list[Any]] = {
             "round": [number] * len(nodes),
             "client": [client_of(node) for node in nodes],
-            "status": [self._status(node) for node in nodes],
+            "status": ["ok" if node in self.inspection.bytes_up else "failed" for node in nodes],
             "reason": [self.inspection.failures.get(node) for node in nodes],
         }
+        for node in self.late.keys() & self.inspection.bytes_up.keys():
+            columns["status"][nodes.index(node)] = "late"
         for name, key in (("num_examples", words.NUM_EXAMPLES), ("loss", words.LOSS)):
             known = (
                 dict(zip(good.nodes, numbers[key].tolist(), strict=True)) if key in numbers else {}
@@ -55,11 +57,6 @@ class Phase:
         columns["bytes_up"] = [self.inspection.bytes_up.get(node, 0) for node in nodes]
         columns["bytes_down"] = [self.bytes_down.get(node, 0) for node in nodes]
         return columns
-
-    def _status(self, node: int) -> str:
-        if node not in self.inspection.bytes_up:
-            return "failed"
-        return "late" if node in self.late else "ok"
 
 
 def message_sizes(sent: Sequence[Message]) -> dict[int, int]:

@@ -15,8 +15,8 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedmoe.asking import Asking
 from fedmoe.errors import RunError
-from fedmoe.exchange import Exchange
 from fedmoe.failures import FailureReports
 from fedmoe.guard import ReplyGuard
 from fedmoe.guard.routing import RoutingCheck
@@ -80,12 +80,12 @@ class RoundLoop:
     on_round: Callable[[RoundRecord], None]
     routing: RoutingCheck | None = None
     waiting: Waiting | None = None
-    _exchange: Exchange = field(init=False)
+    _asking: Asking = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
     _failures: FailureReports = field(init=False, default_factory=FailureReports)
 
     def __post_init__(self) -> None:
-        self._exchange = Exchange(
+        self._asking = Asking(
             config=self.config,
             strategy=self.strategy,
             grid=self.grid,
@@ -104,7 +104,7 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
-        self._exchange.check()
+        self._asking.check()
         status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
@@ -175,7 +175,7 @@ class RoundLoop:
 
     def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
-        phase = self._exchange.run(number, evaluate=False)
+        phase = self._asking.run(number, evaluate=False)
         self._failures.report(number, "train", self._failed(phase))
         metrics, reason = self._aggregate(number, phase)
         if reason is None:
@@ -214,7 +214,7 @@ class RoundLoop:
 
     def _evaluate(self, number: int) -> Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
-        phase = self._exchange.run(number, evaluate=True)
+        phase = self._asking.run(number, evaluate=True)
         self._failures.report(number, "evaluate", self._failed(phase))
         try:
             with section("aggregate"):

@@ -1,6 +1,6 @@
 """How far replies are from what was sent: a finite update that is far too long wrecks an average.
 
-Letters: C replies, P of them in one part.
+Letters: C replies, P of them in one part, E experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmoe.data.federation import Ints
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack, tensors_of
 from fedmoe.messages.broadcast import Broadcast
-from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.models.base import Parameters
 from fedmoe.schema import RuntimeBase
@@ -64,27 +64,49 @@ def _reason(length: float, usual: float | None, most: float, ratio: float) -> st
 
 def update_lengths(replies: Replies) -> NDArray[np.float64]:
     """How long each update is, (C,); NaN for those that have no length (see `too_far`)."""
-    length_C = np.full(len(replies), np.nan)
+    length_C, group_C = np.full(len(replies), np.nan), np.full(len(replies), -1)
+    sent = _arrays_sent(replies.requests)
+    for group, (_, rows) in enumerate(sent):
+        group_C[rows] = group
     for part in replies.parts:
-        record, told = part.records.get(words.ARRAYS), part.records.get(words.EXPERTS)
+        record = part.records.get(words.ARRAYS)
         if isinstance(record, Stack):
-            index = told.tensors.get("index") if isinstance(told, Stack) else None
-            for sent, places in _sent_to(replies.requests, part):
-                own = {name: tensor[places] for name, tensor in record.tensors.items()}
-                chosen = None if index is None else index[places]
-                length_C[part.rows[places]] = lengths(own, tensors_of(sent), chosen)
+            index = _index(part.records.get(words.EXPERTS))
+            for group in np.unique(group_C[part.rows]).tolist():
+                if group >= 0:
+                    places = np.flatnonzero(group_C[part.rows] == group)
+                    own = record if len(places) == len(part.rows) else record.take(places)
+                    chosen = index if index is None else index[torch.from_numpy(places)]
+                    before = tensors_of(sent[group][0])
+                    length_C[part.rows[places]] = lengths(own.tensors, before, chosen)
     for row, message in replies.plain.items():
         came = message.content.get(words.ARRAYS) if message.has_content() else None
-        sent_here = _record_sent(replies.requests, row)
-        if isinstance(came, ArrayRecord) and sent_here is not None:
-            told_here = message.content.get(words.EXPERTS)
-            chosen = (
-                tensors_of(told_here).get("index") if isinstance(told_here, ArrayRecord) else None
-            )
+        if isinstance(came, ArrayRecord) and group_C[row] >= 0:
+            index = _index(message.content.get(words.EXPERTS))
             alone = {name: tensor[None] for name, tensor in tensors_of(came).items()}
-            only = None if chosen is None else chosen[None]
-            length_C[row] = lengths(alone, tensors_of(sent_here), only)[0]
+            before = tensors_of(sent[group_C[row]][0])
+            length_C[row] = lengths(alone, before, index if index is None else index[None])[0]
     return length_C
+
+
+def _index(told: object) -> Tensor | None:
+    """Which experts came back, if that is told."""
+    if isinstance(told, Stack):
+        return told.tensors.get("index")
+    return tensors_of(told).get("index") if isinstance(told, ArrayRecord) else None
+
+
+def _arrays_sent(requests: Sequence[Message]) -> list[tuple[ArrayRecord, Ints]]:
+    """The distinct arrays that were sent, each with the rows of those who got it."""
+    if isinstance(requests, Broadcast):
+        found = requests.sent_records(words.ARRAYS)
+        return [(record, rows) for record, rows in found if isinstance(record, ArrayRecord)]
+    groups: dict[int, tuple[ArrayRecord, list[int]]] = {}
+    for row, message in enumerate(requests):
+        record = message.content.get(words.ARRAYS)
+        if isinstance(record, ArrayRecord):
+            groups.setdefault(id(record), (record, []))[1].append(row)
+    return [(record, np.array(rows)) for record, rows in groups.values()]
 
 
 def lengths(
@@ -126,25 +148,3 @@ def _is_one_of(tensor: Tensor, before: Tensor, index_P1: Tensor | None) -> bool:
         and tensor.shape[1:] == (1, *before.shape[1:])
         and bool(((index_P1 >= 0) & (index_P1 < len(before))).all())
     )
-
-
-def _sent_to(requests: Sequence[Message], part: Part) -> list[tuple[ArrayRecord, Any]]:
-    """The arrays that a part's clients were sent, each with the places in the part, (n,)."""
-    if isinstance(requests, Broadcast) and requests.personal is None and not requests.has_made:
-        record = requests.records.get(words.ARRAYS)
-        everybody = np.arange(len(part.rows))
-        return [(record, everybody)] if isinstance(record, ArrayRecord) else []
-    found: dict[int, tuple[ArrayRecord, list[int]]] = {}
-    for place, row in enumerate(part.rows.tolist()):
-        record = _record_sent(requests, row)
-        if record is not None:
-            found.setdefault(id(record), (record, []))[1].append(place)
-    return [(record, np.array(places)) for record, places in found.values()]
-
-
-def _record_sent(requests: Sequence[Message], row: int) -> ArrayRecord | None:
-    if isinstance(requests, Broadcast):
-        record = requests.sent_record(row, words.ARRAYS)
-    else:
-        record = requests[row].content.get(words.ARRAYS)
-    return record if isinstance(record, ArrayRecord) else None

@@ -18,13 +18,13 @@ from fedmoe.standing import Standing
 from fedmoe.strategies.sampling import seeded_random
 from fedmoe.waiting import Waiting, discount
 
-_LOG = logging.getLogger("fedmoe.exchange.Exchange")
+_LOG = logging.getLogger("fedmoe.asking.Asking")
 _NODES_WANTED = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 _CUT_OFF = "no reply when enough others were there"
 
 
 @dataclass
-class Exchange:
+class Asking:
     """Lets a strategy ask clients, and hands it what the guard lets pass.
 
     Attributes:
