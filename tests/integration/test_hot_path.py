@@ -292,7 +292,8 @@ def test_flowers_own_strategy_looks_at_every_message(evaluated: bool) -> None:
 # What each client is asked and told is looked up, and whose insight it is; what it tells is not.
 ASKING = {
     "Broadcast.distinct", "Broadcast.sent_records", "Exchange._lacking", "Exchange._name",
-    "Exchange._note", "Exchange.ask", "Exchange.begin", "Exchange.observe", "Incoming._accept", "Incoming.accepted",
+    "Exchange._note", "Exchange.ask", "Exchange.begin", "Exchange.observe", "Incoming._accept",
+    "Incoming.accepted",
     "Incoming.begin", "Incoming.doubtful", "Incoming.taken", "Insights.aggregate_train",
     "Latest.examples_of", "MetaLearner.guidance", "Prior.advise", "Prototypes.advise",
     "RoundInsights.lines", "message_sizes",
