@@ -218,6 +218,15 @@ def test_errors_are_not_waited_for_and_are_not_enough() -> None:
     assert not ran.loop.standing.strikes
 
 
+def test_the_share_is_of_those_that_have_not_failed() -> None:
+    def spoil(client: int, number: int, content: RecordDict) -> RecordDict | Error:
+        return Error(2, "it raised") if client < 2 else content
+
+    ran = Ran(client_3(30.0), rounds=1, stragglers="cut_off", cut_off_share=0.5, spoil=spoil)
+    assert 3.0 <= ran.ended[0] <= 3.2
+    assert ran.lines(1) == [(0, "failed"), (1, "failed"), (2, "ok"), (3, "failed")]
+
+
 def test_a_late_reply_passes_the_guard_too() -> None:
     def spoil(client: int, number: int, content: RecordDict) -> RecordDict:
         if client == 3:
@@ -237,6 +246,17 @@ def test_where_all_are_busy_all_are_asked() -> None:
     ran = Ran(hangs, rounds=2)
     assert ran.asked(2) == [0, 1, 2, 3]
     assert [record.metrics["train"]["void"] for record in ran.records] == [True, False]
+
+
+def test_who_has_struck_out_is_not_asked_even_then() -> None:
+    def spoil(client: int, number: int, content: RecordDict) -> RecordDict:
+        if client == 3:
+            del content[words.ARRAYS]
+        return content
+
+    hangs: Seconds = lambda c, number, training: None if number == 1 and c < 3 else 1.0  # noqa: E731
+    ran = Ran(hangs, rounds=2, spoil=spoil, max_strikes=1)
+    assert ran.asked(2) == [0, 1, 2]
 
 
 def test_a_strategy_that_wants_all_clients_is_not_left_waiting() -> None:
