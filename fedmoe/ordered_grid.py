@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from typing_extensions import override
 
 from fedmoe.messages.arrays import plain
 from fedmoe.messages.seams import with_content
+from fedmoe.passing_grid import PassingGrid
 
 
-class OrderedGrid(Grid):
+class OrderedGrid(PassingGrid):
     """Passes everything on to another grid, and orders its nodes.
 
     Strategies draw clients from the order of `get_node_ids`; Flower's ids are random in every
@@ -18,44 +19,24 @@ class OrderedGrid(Grid):
     """
 
     def __init__(self, grid: Grid, client_of: Mapping[int, int]) -> None:
-        self._grid, self._client_of = grid, client_of
+        super().__init__(grid)
+        self._client_of = client_of
 
     def client_id(self, node_id: int) -> int:
         """The client behind a node; a node that came later stands for itself."""
         return self._client_of.get(node_id, node_id)
 
+    @override
     def get_node_ids(self) -> Iterable[int]:
         """The connected nodes, by client."""
         return sorted(self._grid.get_node_ids(), key=self.client_id)
 
-    def set_run(self, run: Run) -> None:
-        """See `Grid`."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See `Grid`."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid`."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
+    @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid`."""
         return self._grid.push_messages(serialisable(messages))
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
-        return self._grid.pull_messages(message_ids)
-
+    @override
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

@@ -1,7 +1,7 @@
 """One exchange of messages with the clients: what came back, and what it weighed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, Message
@@ -20,17 +20,19 @@ class Phase:
     Attributes:
         inspection: good replies, and failures with their reasons.
         bytes_down: bytes sent to each node that was asked.
+        late: by how many rounds each reply is late that is, by node; these were asked earlier.
     """
 
     inspection: Inspection
     bytes_down: dict[int, int]
+    late: dict[int, int] = field(default_factory=dict)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes up and down, of all clients together."""
         return sum(self.inspection.bytes_up.values()), sum(self.bytes_down.values())
 
     def client_columns(self, number: int, client_of: Callable[[int], int]) -> dict[str, list[Any]]:
-        """The lines of `clients.jsonl` as columns: an entry per client asked, by client.
+        """The lines of `clients.jsonl` as columns: an entry per client, by client.
 
         Args:
             number: of the round.
@@ -38,20 +40,22 @@ class Phase:
         """
         good = Replies.of(self.inspection.good)
         numbers = good.numbers()
-        nodes = sorted(self.bytes_down, key=client_of)
+        nodes = sorted(self.bytes_down.keys() | self.late.keys(), key=client_of)
         columns: dict[str, list[Any]] = {
             "round": [number] * len(nodes),
             "client": [client_of(node) for node in nodes],
             "status": ["ok" if node in self.inspection.bytes_up else "failed" for node in nodes],
             "reason": [self.inspection.failures.get(node) for node in nodes],
         }
+        for node in self.late.keys() & self.inspection.bytes_up.keys():
+            columns["status"][nodes.index(node)] = "late"
         for name, key in (("num_examples", words.NUM_EXAMPLES), ("loss", words.LOSS)):
             known = (
                 dict(zip(good.nodes, numbers[key].tolist(), strict=True)) if key in numbers else {}
             )
             columns[name] = [known.get(node) for node in nodes]
         columns["bytes_up"] = [self.inspection.bytes_up.get(node, 0) for node in nodes]
-        columns["bytes_down"] = [self.bytes_down[node] for node in nodes]
+        columns["bytes_down"] = [self.bytes_down.get(node, 0) for node in nodes]
         return columns
 
 

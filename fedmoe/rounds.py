@@ -6,29 +6,30 @@ reply end a run; apart from these, the order of events is the same.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedmoe.asking import Asking
 from fedmoe.errors import RunError
 from fedmoe.failures import FailureReports
 from fedmoe.guard import ReplyGuard
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.arrays import signature_of, to_record
-from fedmoe.phase import Phase, message_sizes
+from fedmoe.phase import Phase
 from fedmoe.profiling import section
 from fedmoe.routing_scores import FederationRouting, federation_routing
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
 from fedmoe.standing import Standing
-from fedmoe.strategies.sampling import seeded_random
 from fedmoe.tracking.log import FILE_ONLY
+from fedmoe.waiting import Waiting
 
 _LOG = logging.getLogger("fedmoe.rounds.RoundLoop")
 # What strategies raise on replies that they cannot merge; anything else is a defect of theirs.
@@ -68,6 +69,7 @@ class RoundLoop:
         client_of: the client behind a node id, for the records.
         on_round: called after each round, with everything up to date.
         routing: judges what clients say of their router; `None` if the model has none.
+        waiting: waits for replies that come later; `None` where the grid does so itself.
     """
 
     config: ExperimentConfig
@@ -77,12 +79,21 @@ class RoundLoop:
     client_of: Callable[[int], int]
     on_round: Callable[[RoundRecord], None]
     routing: RoutingCheck | None = None
-    _guard: ReplyGuard = field(init=False)
+    waiting: Waiting | None = None
+    _asking: Asking = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
     _failures: FailureReports = field(init=False, default_factory=FailureReports)
 
     def __post_init__(self) -> None:
-        self._guard = ReplyGuard(self.config.runtime, self.strategy, self.routing)
+        self._asking = Asking(
+            config=self.config,
+            strategy=self.strategy,
+            grid=self.grid,
+            standing=self.standing,
+            client_of=self.client_of,
+            guard=ReplyGuard(self.config.runtime, self.strategy, self.routing),
+            waiting=self.waiting,
+        )
 
     def run(self) -> str:
         """Run the remaining rounds.
@@ -93,7 +104,7 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
-        self._check_nodes()
+        self._asking.check()
         status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
@@ -104,13 +115,6 @@ class RoundLoop:
         if not self.standing.valid_rounds:
             raise RunError(f"every round was void; the last one: {self._void_reason}")
         return status
-
-    def _check_nodes(self) -> None:
-        """Refuse a strategy that would wait for ever: `sample_nodes` of Flower's knows no end."""
-        connected = len(list(self.grid.get_node_ids()))
-        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            if (wanted := getattr(self.strategy, name, 0)) > connected:
-                raise RunError(f"the strategy's {name} is {wanted}, but {connected} are connected")
 
     def _one_round(self, number: int) -> RoundRecord:
         started = time.perf_counter()
@@ -171,7 +175,7 @@ class RoundLoop:
 
     def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
-        phase = self._exchange(number, evaluate=False)
+        phase = self._asking.run(number, evaluate=False)
         self._failures.report(number, "train", self._failed(phase))
         metrics, reason = self._aggregate(number, phase)
         if reason is None:
@@ -210,7 +214,7 @@ class RoundLoop:
 
     def _evaluate(self, number: int) -> Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
-        phase = self._exchange(number, evaluate=True)
+        phase = self._asking.run(number, evaluate=True)
         self._failures.report(number, "evaluate", self._failed(phase))
         try:
             with section("aggregate"):
@@ -218,18 +222,6 @@ class RoundLoop:
         except _CANNOT_MERGE as error:
             _LOG.warning("round %d: the strategy could not merge metrics: %s", number, error)
         return phase
-
-    def _exchange(self, number: int, *, evaluate: bool) -> Phase:
-        """Configure, send, receive, inspect."""
-        configure = self.strategy.configure_evaluate if evaluate else self.strategy.configure_train
-        # Flower's own strategies sample with the global generator: see there.
-        with section("configure"), seeded_random(self.config.seed, number, int(evaluate)):
-            made = configure(number, self.standing.arrays, ConfigRecord(), self.grid)
-            sent = made if isinstance(made, Sequence) else list(made)
-            bytes_down = message_sizes(sent)  # before clients may change what they are sent
-        replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.timeout)
-        with section("guard"):
-            return Phase(self._guard.inspect(sent, replies), bytes_down)
 
 
 def same_dtypes(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:

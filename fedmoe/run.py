@@ -14,6 +14,7 @@ from fedmoe.clients import Experiment
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.heap import settled_heap
 from fedmoe.interrupt import deferred_interrupt
+from fedmoe.ordered_grid import OrderedGrid
 from fedmoe.pictures import draw_run
 from fedmoe.profiling import section
 from fedmoe.round_profile import PROFILE_FILE, RoundProfile, profile_totals
@@ -30,6 +31,7 @@ from fedmoe.tracking import (
     versions,
 )
 from fedmoe.training.process import prepare_process
+from fedmoe.waiting import Waiting
 
 _LOG = logging.getLogger("fedmoe.run.FederationRun")
 LINE_FILES = (
@@ -127,10 +129,16 @@ class FederationRun:
                 client_of=self.client_of,
                 on_round=on_round,
                 routing=RoutingCheck(plan.kind) if plan else None,
+                waiting=self._waiting(),
             )
             status = loop.run()
             self._checkpoint()
         return status
+
+    def _waiting(self) -> Waiting | None:
+        """What waits for clients that are other processes."""
+        others = isinstance(self.grid, OrderedGrid)
+        return Waiting(self.grid, self.config.runtime) if others else None
 
     def _record(self, record: RoundRecord) -> None:
         # The round's own line comes last: where it stands, the others are whole.
@@ -171,6 +179,7 @@ class FederationRun:
             "seconds": standing.seconds,
             "insights": standing.insights,
             **({"routing": standing.routing} if standing.routing else {}),
+            **({"strikes": standing.strikes} if standing.strikes else {}),
             **(
                 {"profile": profile_totals(self.directory.read_lines(PROFILE_FILE))}
                 if self.config.tracking.profile

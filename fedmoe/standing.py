@@ -1,7 +1,7 @@
 """Where a run is: the global model, the totals, the best round so far, and whether to stop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -31,6 +31,7 @@ class Standing:
         higher_is_better: whether the objective is an accuracy.
         reference: the objective that the next improvement is measured from.
         stale: evaluations since then.
+        strikes: refused replies by client, of clients that have sent any.
     """
 
     arrays: ArrayRecord
@@ -49,6 +50,13 @@ class Standing:
     higher_is_better: bool = True
     reference: float | None = None
     stale: int = 0
+    strikes: dict[int, int] = field(default_factory=dict)
+
+    def struck_out(self, most: int | None) -> set[int]:
+        """Clients that are not to be asked any more, at `most` strikes; nobody if `None`."""
+        if most is None:
+            return set()
+        return {client for client, count in self.strikes.items() if count >= most}
 
     def finish_round(self, metrics: Mapping[str, Any], min_delta: float) -> None:
         """Count a round, and judge it if it was evaluated.
@@ -106,4 +114,5 @@ class Standing:
     @classmethod
     def from_json(cls, arrays: ArrayRecord, values: dict[str, Any]) -> "Standing":
         """Undo `as_json`."""
-        return cls(arrays, **values)
+        strikes = {int(client): count for client, count in values.get("strikes", {}).items()}
+        return cls(arrays, **{**values, "strikes": strikes})

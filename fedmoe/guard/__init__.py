@@ -5,21 +5,25 @@ behind the guard only sees replies that fit, and a bad one is that client's reco
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import ReplyError
 from fedmoe.guard.columns import doubtful, part_kind
+from fedmoe.guard.distance import too_far
 from fedmoe.guard.message_check import MessageCheck, one_line
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
 from fedmoe.messages.arrays import signature_of
 from fedmoe.messages.replies import Replies
 from fedmoe.schema import RuntimeBase
+
+SILENT = "no reply before the deadline"
+REFUSED = 1001  # code of an error reply that stands for one which was refused; none of Flower's
 
 
 @dataclass
@@ -29,12 +33,27 @@ class Inspection:
     Attributes:
         good: replies that the strategy may see; messages by node id, columns as they were asked.
         failures: reason by node id, for everyone else who was asked.
+        refused: nodes among these that sent something which is not allowed; the others were
+            silent, or said themselves that they failed.
         bytes_up: bytes of each good reply, by node id.
     """
 
     good: Sequence[Message] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
     bytes_up: dict[int, int] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+
+    def fail(self, node: int, error: Exception, reply: Message) -> None:
+        """Note what is wrong with a node's reply."""
+        self.failures[node] = one_line(error)
+        if not reply.has_error() or reply.error.code == REFUSED:
+            self.refused.add(node)
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Refuse the replies of some nodes."""
+        self.failures |= reasons
+        self.refused |= reasons.keys()
+        self.drop_failures()
 
     def drop_failures(self) -> None:
         """Forget the replies of nodes that turned out to be failures."""
@@ -50,7 +69,7 @@ class Inspection:
 
 
 class ReplyGuard:
-    """Checks keys, shapes, dtypes, finiteness, counts and bytes of replies.
+    """Checks keys, shapes, dtypes, finiteness, counts, bytes and lengths of replies.
 
     A strategy may add a check of its own: a method `check_reply(message)` that raises
     `ValueError`. Where replies are stacked, a method `doubtful_replies(part, nodes)` spares the
@@ -75,8 +94,16 @@ class ReplyGuard:
         self._doubts = getattr(strategy, "doubtful_replies", None)
         self._loose: frozenset[str] = getattr(strategy, "loose_records", frozenset())
 
-    def inspect(self, sent: Sequence[Message], replies: Iterable[Message]) -> Inspection:
-        """Sort the replies to `sent` into good ones and failures; order does not matter."""
+    def inspect(
+        self, sent: Sequence[Message], replies: Iterable[Message], silent: str = SILENT
+    ) -> Inspection:
+        """Sort the replies to `sent` into good ones and failures; order does not matter.
+
+        Args:
+            sent: to each node at most one message.
+            replies: what came.
+            silent: the reason of those who did not reply.
+        """
         if (
             isinstance(replies, Replies)
             and replies.requests is sent
@@ -95,19 +122,32 @@ class ReplyGuard:
                 if node in seen:
                     raise ReplyError("more than one reply")
                 seen.add(node)
+                _check_answers(reply, asked[node])
                 size = check(reply, asked[node])
             except Exception as error:  # hostile input may raise anything
-                result.failures[node] = one_line(error)
+                result.fail(node, error, reply)
                 continue
             good.append(reply)
             result.bytes_up[node] = size
         result.good = good
         for node in asked.keys() - seen:
-            result.failures[node] = "no reply before the deadline"
+            result.failures[node] = silent
         result.drop_failures()
-        _refuse_odd_contents(result, self._loose)
-        result.drop_failures()
+        result.refuse(_odd_contents(result.good, self._loose))
+        self._refuse_far(result, sent, asked)
         return result
+
+    def _refuse_far(
+        self, result: Inspection, sent: Sequence[Message], asked: Mapping[int, Message]
+    ) -> None:
+        """Refuse updates that are too long: strategies take what is finite for what is meant."""
+        if not sent or sent[0].metadata.message_type != MessageType.TRAIN:
+            return
+        good = result.good
+        if not isinstance(good, Replies):
+            requests = [asked[reply.metadata.src_node_id] for reply in good]
+            good = Replies(requests, [], dict(enumerate(good)))
+        result.refuse(too_far(good, self.config))
 
     def _inspect_columns(self, replies: Replies) -> Inspection:
         """The same verdicts; a message is made only of a reply that may be bad."""
@@ -126,7 +166,7 @@ class ReplyGuard:
             try:
                 sizes[row] = check(replies[row], replies.requests[row])
             except Exception as error:
-                result.failures[nodes[row]] = one_line(error)
+                result.fail(nodes[row], error, replies[row])
                 good[row] = False
         result.good = replies.select(np.flatnonzero(good))
         result.bytes_up = {
@@ -136,32 +176,48 @@ class ReplyGuard:
         }
         single = good[list(replies.plain)].any()
         if single or len({part_kind(part, self._loose) for part in replies.parts}) > 1:
-            _refuse_odd_contents(result, self._loose)
-            result.drop_failures()
+            result.refuse(_odd_contents(result.good, self._loose))
+        self._refuse_far(result, replies.requests, {})
         return result
 
 
-def _refuse_odd_contents(result: Inspection, loose: frozenset[str]) -> None:
+def _check_answers(reply: Message, request: Message) -> None:
+    """Refuse a reply to another message: one of an earlier round, say, sent again.
+
+    Raises:
+        ReplyError: it is one.
+    """
+    answered = reply.metadata.reply_to_message_id
+    if answered != request.metadata.message_id:
+        raise ReplyError(f"replies to message {answered[:16]!r}, which is not this round's")
+
+
+def _odd_contents(replies: Sequence[Message], loose: frozenset[str]) -> dict[int, str]:
     """All replies must hold the same metrics and records, but for the loose ones.
 
     Strategies average metrics by name, and Flower's own refuse the whole round if one reply has
     a record more than the others.
+
+    Returns:
+        The reason by node id, for those that differ from most.
     """
     kinds = {
         (
             tuple((k, _record_kind(k, own)) for k, own in r.content.items() if k not in loose),
             tuple(r.content[words.METRICS]),
         )
-        for r in result.good
+        for r in replies
     }
     if len(kinds) <= 1:
-        return
-    labels = [_labels(reply.content, loose) for reply in result.good]
+        return {}
+    labels = [_labels(reply.content, loose) for reply in replies]
     usual = Counter(labels).most_common(1)[0][0]
-    for reply, own in zip(result.good, labels, strict=True):
-        if own != usual:
-            odd = ReplyError(f"differs from the other replies in {', '.join(sorted(own ^ usual))}")
-            result.failures[reply.metadata.src_node_id] = one_line(odd)
+    odd = "differs from the other replies in "
+    return {
+        reply.metadata.src_node_id: one_line(ReplyError(odd + ", ".join(sorted(own ^ usual))))
+        for reply, own in zip(replies, labels, strict=True)
+        if own != usual
+    }
 
 
 def _labels(content: RecordDict, loose: frozenset[str]) -> frozenset[str]:

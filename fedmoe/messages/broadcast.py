@@ -69,6 +69,27 @@ class Broadcast(MessagesOnDemand):
         """Whether a message has been made, and so may have been changed."""
         return bool(self._made)
 
+    def sent_records(self, key: str) -> list[tuple[RecordType, Ints]]:
+        """The distinct records of one key that are sent, each with the (n,) places it is sent to.
+
+        Messages that have been made are looked at, since they may have been changed.
+        """
+        unmade = np.full(len(self), True)
+        unmade[list(self._made)] = False
+        everybody = self.records.get(key)
+        found: list[tuple[RecordType | None, list[int]]] = []
+        if self.personal is None:
+            found.append((everybody, np.flatnonzero(unmade).tolist()))
+        else:
+            for place in np.flatnonzero(unmade).tolist():
+                found.append((self.personal[place].get(key, everybody), [place]))
+        found += [(message.content.get(key), [p]) for p, message in self._made.items()]
+        groups: dict[int, tuple[RecordType, list[int]]] = {}
+        for record, places in found:
+            if record is not None:
+                groups.setdefault(id(record), (record, []))[1].extend(places)
+        return [(record, np.array(places, dtype=np.int64)) for record, places in groups.values()]
+
     def take(self, places: Ints) -> "Broadcast":
         """The messages at the given places, (n,)."""
         chosen = places.tolist()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedmoe.schema.types import STRICT, Count, NonNegative, Positive
+from fedmoe.schema.types import STRICT, Count, NonNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -13,17 +13,41 @@ class RuntimeBase:
     """What every runtime has.
 
     Attributes:
-        timeout: seconds to wait for a phase's replies.
+        round_timeout: seconds to wait for a phase's replies: those of a round's training, and as
+            long again for its evaluation.
         min_replies: fewest good replies in a round; with fewer the round is void.
+        stragglers: what becomes of clients that take long, where clients are other machines: `wait`
+            for all until the timeout; `cut_off` those that are not there `cut_off_grace` seconds
+            after `cut_off_share` of the clients asked were, and at least `min_replies`; `late` cuts
+            off too, and merges the reply into the round in which it comes.
+        cut_off_share: see there.
+        cut_off_grace: see there.
+        late_rounds: how many rounds late a reply may be; until then its client, which is still at
+            work, is not asked again.
+        late_exponent: a in (1 + s)^-a, the weight of a reply that is s rounds late, as against one
+            that is not.
         max_reply_bytes: a larger reply is refused.
         max_examples: a reply that claims more examples is refused.
+        max_update_ratio: an update is refused that is longer than so many times the median of the
+            round's updates, once there are 5; `None` for no such limit.
+        max_update_norm: an update is refused whose L2 norm is larger; `None` for no such limit.
+        max_strikes: a client is not asked any more in this run after so many refused replies;
+            `None` for ever again.
         shard_size: most clients answered at once; bounds memory where the strategy is mergeable.
     """
 
-    timeout: Positive
+    round_timeout: Positive
     min_replies: Count
+    stragglers: Literal["wait", "cut_off", "late"]
+    cut_off_share: Share
+    cut_off_grace: NonNegative
+    late_rounds: Count
+    late_exponent: NonNegative
     max_reply_bytes: Count
     max_examples: Count
+    max_update_ratio: Annotated[float, Field(ge=1)] | None
+    max_update_norm: Positive | None
+    max_strikes: Count | None
     shard_size: Count
 
 

@@ -92,7 +92,7 @@ class WorkerPool:
         ]
         asked = {worker: self._ask(worker, own) for worker, own in enumerate(shares) if own}
         self._await_start()
-        deadline = time.monotonic() + self._config.timeout
+        deadline = time.monotonic() + self._config.round_timeout
         while asked:
             first_returns = {reply[0]: worker for worker, reply in asked.items()}
             left = max(0.0, deadline - time.monotonic())

@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 
 from fedmoe.clients import Clients, Experiment
 from fedmoe.data.federation import Ints
-from fedmoe.guard import ReplyGuard
+from fedmoe.guard import REFUSED, ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Stack
 from fedmoe.messages.broadcast import Broadcast
@@ -58,12 +58,12 @@ def merged(messages: Broadcast, replies: Replies, experiment: Experiment) -> Rep
     The guard looks at each of them first: nobody can take a bad one out of a mean.
     """
     with section("guard"):
-        failures = ReplyGuard(experiment.config.runtime).inspect(messages, replies).failures
+        found = ReplyGuard(experiment.config.runtime).inspect(messages, replies)
     place_of = {node: place for place, node in enumerate(messages.nodes)}
-    plain = {
-        place_of[node]: Message(Error(ErrorCode.UNKNOWN, reason), reply_to=messages[place_of[node]])
-        for node, reason in failures.items()
-    }
+    plain = {}
+    for node, reason in found.failures.items():
+        code = REFUSED if node in found.refused else ErrorCode.UNKNOWN
+        plain[place_of[node]] = Message(Error(code, reason), reply_to=messages[place_of[node]])
     good = np.setdiff1d(np.arange(len(messages)), list(plain))
     parts = []
     with section("aggregate"):

@@ -42,7 +42,7 @@ SOURCES = str(Path(fedmoe.__file__).parent)
 WORDS = [
     "data=synthetic_mixture", "data.samples_per_client=30", "data.num_features=4",
     "partition=natural", "training.batch_size=8", f"training.cohort_size={MANY}",
-    "rounds=4", "evaluate_every=2",
+    "rounds=4", "evaluate_every=2", "runtime.max_strikes=null",
 ]  # fmt: skip
 # Operators that put out what they were given, in another place or order.
 MOVES = {
@@ -291,8 +291,9 @@ def test_flowers_own_strategy_looks_at_every_message(evaluated: bool) -> None:
 
 # What each client is asked and told is looked up, and whose insight it is; what it tells is not.
 ASKING = {
-    "Broadcast.distinct", "Exchange._lacking", "Exchange._name", "Exchange._note", "Exchange.ask",
-    "Exchange.begin", "Exchange.observe", "Incoming._accept", "Incoming.accepted",
+    "Broadcast.distinct", "Broadcast.sent_records", "Exchange._lacking", "Exchange._name",
+    "Exchange._note", "Exchange.ask", "Exchange.begin", "Exchange.observe", "Incoming._accept",
+    "Incoming.accepted",
     "Incoming.begin", "Incoming.doubtful", "Incoming.taken", "Insights.aggregate_train",
     "Latest.examples_of", "MetaLearner.guidance", "Prior.advise", "Prototypes.advise",
     "RoundInsights.lines", "message_sizes",

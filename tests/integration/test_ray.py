@@ -259,7 +259,7 @@ def test_who_is_late_is_a_failure_and_the_run_goes_on(
 ) -> None:
     assert not any(reply.has_error() for reply in train(grid, trap, FedAvg(seed=0), 1))
     with monkeypatch.context() as patch:
-        patch.setattr(grid.pool, "_config", replace(grid.pool._config, timeout=2.0))
+        patch.setattr(grid.pool, "_config", replace(grid.pool._config, round_timeout=2.0))
         trap.write_text("sleep")
         late = list(train(grid, trap, FedAvg(seed=0), 2))
     trap.unlink()
@@ -427,7 +427,7 @@ def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
 
 
 def test_the_start_of_workers_does_not_count_against_their_clients(trap: Path) -> None:
-    grid = on_ray(config_of(trap, *ON_RAY, "runtime.timeout=1"))  # to start takes longer
+    grid = on_ray(config_of(trap, *ON_RAY, "runtime.round_timeout=1"))  # to start takes longer
     try:
         assert not any(reply.has_error() for reply in train(grid, trap, FedAvg(seed=0), 1))
     finally:

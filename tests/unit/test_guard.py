@@ -23,22 +23,16 @@ from flwr.app import (
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from fedmoe.config import load_config
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import CohortRecord, Stack, stack_of, to_record
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
 from fedmoe.messages.sizes import content_bytes
-from fedmoe.schema import InProcessConfig
+from fedmoe.schema import RuntimeBase
 
 NODES = (2, 3, 4, 5)
-LIMITS = InProcessConfig(
-    name="inprocess",
-    timeout=1.0,
-    min_replies=1,
-    max_reply_bytes=10_000,
-    max_examples=1000,
-    shard_size=1000,
-)
+LIMITS = replace(load_config().runtime, max_reply_bytes=10_000, max_examples=1000)
 Arrays = dict[str, NDArray[Any]]
 Contents = dict[int, RecordDict]
 Pack = Callable[[dict[int, Arrays]], dict[int, ArrayRecord]]
@@ -123,7 +117,7 @@ def replies_to(sent: Sequence[Message], held: Contents) -> list[Message]:
 
 
 def inspect(
-    held: Contents, sent: list[Message] | None = None, limits: InProcessConfig = LIMITS
+    held: Contents, sent: list[Message] | None = None, limits: RuntimeBase = LIMITS
 ) -> Inspection:
     sent = requests() if sent is None else sent
     return ReplyGuard(limits, FedAvg()).inspect(sent, replies_to(sent, held)[::-1])

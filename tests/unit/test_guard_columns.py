@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedmoe.config import load_config
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Records, Stack, to_record
@@ -28,16 +29,9 @@ from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import RecordType, ensure_task_identity, unchecked_metrics
 from fedmoe.phase import Phase, message_sizes
-from fedmoe.schema import InProcessConfig
+from fedmoe.schema import RuntimeBase
 
-LIMITS = InProcessConfig(
-    name="inprocess",
-    timeout=1.0,
-    min_replies=1,
-    max_reply_bytes=10_000,
-    max_examples=1000,
-    shard_size=1000,
-)
+LIMITS = replace(load_config().runtime, max_reply_bytes=10_000, max_examples=1000)
 HUGE = np.float32(3e38)  # two of them overflow a sum
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 
@@ -134,7 +128,7 @@ def _identity() -> None:
 
 
 def inspect_both(
-    case: Case, strategy: Strategy | None = None, limits: InProcessConfig = LIMITS
+    case: Case, strategy: Strategy | None = None, limits: RuntimeBase = LIMITS
 ) -> Inspection:
     """The verdicts on the columns, which must be those on the messages."""
     guard = ReplyGuard(limits, strategy or FedAvg())

@@ -1,11 +1,14 @@
 """What a client says of its router is refused unless its samples could have made it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import MessageType
 from numpy.typing import NDArray
 
+from fedmoe.config import load_config
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.guard.routing import RoutingCheck
 from fedmoe.messages import words
@@ -15,12 +18,8 @@ from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import ensure_task_identity
 from fedmoe.models.router_metrics import MOST, TOTALS, RouterKind
-from fedmoe.schema import InProcessConfig
 
-LIMITS = InProcessConfig(
-    name="inprocess", timeout=1.0, min_replies=1, max_reply_bytes=10_000, max_examples=1000,
-    shard_size=1000,
-)  # fmt: skip
+LIMITS = replace(load_config().runtime, max_reply_bytes=10_000, max_examples=1000)
 E, OUT, COUNT, CLIENTS = 3, 2, 5, 4
 Floats = NDArray[np.float32]
 

@@ -267,6 +267,7 @@ def test_bad_clients_are_in_no_mean_and_fail_for_the_same_reasons(
     (whole, expected, expected_metrics), (parts, found, metrics) = verdicts
     assert list(whole.failures) == [client + 2 for client in bad]
     assert parts.failures == whole.failures
+    assert parts.refused == whole.refused == whole.failures.keys()
     assert parts.bytes_up == whole.bytes_up
     assert_close(found, expected)
     assert metrics == pytest.approx(expected_metrics, rel=1e-5)
@@ -288,6 +289,7 @@ def test_a_client_that_raises_fails_alone_in_its_shard() -> None:
     replies = answered(experiment, sent)
     result = ReplyGuard(experiment.config.runtime).inspect(sent, replies)
     assert result.failures == {6: "ValueError: config 'server-round' must be a number, got 'one'"}
+    assert not result.refused  # it said so itself
     assert isinstance(result.good, Replies)
     assert result.good.nodes == [2, 3, 4, 5, 7, 8]
     fresh = sent_by(FedAvg(seed=0), experiment)

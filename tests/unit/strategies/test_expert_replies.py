@@ -1,6 +1,7 @@
 """What clients may say about the experts in their replies, as messages and as columns."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,18 @@ from flwr.app import ConfigRecord, Message
 from mixture_runs import SIZES, experiment_of
 from numpy.typing import NDArray
 
+from fedmoe.config import load_config
 from fedmoe.guard import Inspection, ReplyGuard
 from fedmoe.messages.arrays import Records, Stack, plain, tensors_of, to_record
 from fedmoe.messages.broadcast import Broadcast
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
 from fedmoe.messages.seams import with_content
-from fedmoe.schema import InProcessConfig
 from fedmoe.simulations import InProcessGrid
 from fedmoe.strategies import Ifca
 from fedmoe.strategies.experts import ExpertAveraging
 
-LIMITS = InProcessConfig(
-    name="inprocess",
-    timeout=1.0,
-    min_replies=1,
-    max_reply_bytes=10_000,
-    max_examples=1000,
-    shard_size=1000,
-)
+LIMITS = replace(load_config().runtime, max_reply_bytes=10_000, max_examples=1000)
 CLIENTS, EXPERTS, EXAMPLES, SPOILT = len(SIZES), 3, 12, 2
 Held = dict[str, dict[str, NDArray[Any]]]  # records of one client; `metrics` are numbers
 Spoil = Callable[[Held], object]
