@@ -7,9 +7,11 @@ minor version because of them.
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 RecordType = ArrayRecord | MetricRecord | ConfigRecord
 
@@ -61,3 +63,20 @@ def empty_run(run_id: int) -> Run:
 def wire_bytes(message: Message) -> bytes:
     """A message as it is serialised for the network."""
     return bytes(message_to_proto(message).SerializeToString())
+
+
+def records_to_wire(records: RecordDict) -> bytes:
+    """Records as they are serialised for the network."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def records_from_wire(data: bytes) -> RecordDict:
+    """Undo `records_to_wire`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(data))
+    except (DecodeError, TypeError) as error:
+        raise ValueError(f"not records: {error}") from error

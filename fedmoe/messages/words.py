@@ -32,6 +32,7 @@ SUMS = "sums"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
+FAREWELL = "farewell"  # in a query: the run is over
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"
