@@ -113,7 +113,7 @@ class FleetConnection:
         self._self_registered = access.keys is None
         self._keys = access.keys or generate_key_pairs()
         self._client = access.client(self._keys)
-        self._node: Node | None = None
+        self._node = Node()
         self._ended = threading.Event()
         self._heartbeats = threading.Thread(target=self._beat, daemon=True)
 
@@ -134,7 +134,7 @@ class FleetConnection:
     def __exit__(self, *error: object) -> None:
         """Say farewell, if the server is still there."""
         self._ended.set()
-        node = cast(Node, self._node).node_id
+        node = self._node.node_id
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
             if self._self_registered:

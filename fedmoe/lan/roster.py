@@ -80,9 +80,9 @@ class Roster(OrderedGrid):
             self._asked |= {number: node for number, node in zip(told, new, strict=True) if number}
         if self._asked:
             for reply in self.pull_messages(list(self._asked)):
-                node = self._asked.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    self._hear(node, reply)
+                question = reply.metadata.reply_to_message_id or ""
+                if question in self._asked:
+                    self._hear(self._asked.pop(question), reply)
 
     def _hear(self, node: int, reply: Message) -> None:
         """Take a node in, or note why not."""

@@ -85,9 +85,7 @@ class StateDirectory:
         newest = max(found, key=lambda one: one.round)
         state = RecordDict()
         for place, key in enumerate(newest.state["keys"]):
-            prefix = f"{place}/"
-            own = {
-                n.removeprefix(prefix): a for n, a in newest.arrays.items() if n.startswith(prefix)
-            }
-            state[key] = to_record(own)
+            start = f"{place}/"
+            names = [name for name in newest.arrays if name.startswith(start)]
+            state[key] = to_record({n.removeprefix(start): newest.arrays[n] for n in names})
         return newest.round, state
