@@ -14,6 +14,7 @@ from fedmoe.config import from_json
 from fedmoe.errors import RunError
 from fedmoe.lan import RESUME, RUN_DIR
 from fedmoe.lan.fast_grid import fast
+from fedmoe.lan.processes import end_with_parent
 from fedmoe.lan.roster import Roster
 from fedmoe.messages import words
 from fedmoe.ordered_grid import OrderedGrid
@@ -46,9 +47,11 @@ def main(grid: Grid, context: Context) -> None:
 def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> None:
     """Run with clients that come and go; `fedmoe.server` says where to write."""
     run_dir = os.environ.get(RUN_DIR)
+    if run_dir:
+        end_with_parent()
     if run_dir and os.environ.get(RESUME):
         config = replace(config, resume=run_dir)
-    roster = Roster(grid)
+    roster = Roster(grid, resumed=config.resume is not None)
     server = Server(config=config, grid=roster)
     if run_dir:
         server.directory = RunDirectory.reopen(Path(run_dir))

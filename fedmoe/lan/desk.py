@@ -67,7 +67,7 @@ class Desk:
         packed = is_packed(message.content)
         asked = with_content(message, unpack(message.content))
         if asked.metadata.message_type == MessageType.QUERY:
-            return partition_reply(message, self._client)
+            return partition_reply(message, self._client, self._round)
         training = asked.metadata.message_type == MessageType.TRAIN
         number = words.get_config(asked.content).get(words.SERVER_ROUND)
         number = number if type(number) is int else self._round + training
@@ -99,9 +99,9 @@ class Desk:
         _LOG.warning("the server is back before round %d: so is this client's state", before)
 
 
-def partition_reply(message: Message, client: int) -> Message:
-    """Say which client this node is: Flower's node ids are new in every run."""
-    record = MetricRecord({words.PARTITION_ID: client})
+def partition_reply(message: Message, client: int, state_round: int = 0) -> Message:
+    """Say which client this node is, and of which round its state: node ids tell neither."""
+    record = MetricRecord({words.PARTITION_ID: client, words.STATE_ROUND: state_round})
     return Message(RecordDict({words.METRICS: record}), reply_to=message)
 
 

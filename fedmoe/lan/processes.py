@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from fedmoe.offline import QUIET
 _MARK = "FEDMOE_FAMILY"
 _PR_SET_PDEATHSIG = 1
 _STEP = 0.05  # seconds between two looks
+_WATCH_STEP = 0.5
 
 
 class Family:
@@ -104,3 +106,19 @@ class Family:
 def _die_with_parent() -> None:
     """Ask the kernel for a SIGTERM when whoever starts this process is gone, killed or not."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """End this process, whatever it is at, as soon as the one that started it is gone.
+
+    Flower's own watch interrupts the process, which a round that is not to be torn puts off; and
+    a round whose server is gone has no end.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_STEP)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ Each seam has a contract test in `tests/unit/messages/test_seams.py`; `flwr` is 
 minor version because of them.
 """
 
+import copy
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -34,6 +35,18 @@ def ensure_task_identity() -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Number a message, as a SuperLink does on delivery."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def set_sender(message: Message, node: int) -> None:
+    """Have a reply come from another node id than Flower's."""
+    message.metadata.__dict__["_src_node_id"] = node
+
+
+def readdressed(message: Message, node: int) -> Message:
+    """The same message to another node; the one that is given stays as it is."""
+    metadata = copy.copy(message.metadata)
+    metadata.dst_node_id = node
+    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
