@@ -73,11 +73,11 @@ def _take_part(config: ClientProcessConfig) -> None:
         run_supernode(config, root)
         return
     from fedmoe.lan.fleet import Access
-    from fedmoe.lan.node import Node
+    from fedmoe.lan.node import Node, own_table
 
     Node(
         access=Access(address=config.runtime.server),
-        client=seat.partition, root=root, wait=seat.wait, stay=seat.stay,
+        client=seat.partition, root=root, data=own_table(seat), wait=seat.wait, stay=seat.stay,
     ).run()  # fmt: skip
 
 

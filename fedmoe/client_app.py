@@ -10,7 +10,7 @@ from fedmoe.clients import answer, load_experiment
 from fedmoe.errors import FedmoeError
 from fedmoe.lan.desk import Desk, partition_reply, refusal
 from fedmoe.lan.packing import is_packed, pack, unpack
-from fedmoe.lan.supernode import STATE
+from fedmoe.lan.supernode import DATA, STATE
 from fedmoe.messages import words
 from fedmoe.messages.arrays import plain
 from fedmoe.messages.seams import with_content
@@ -45,8 +45,10 @@ def _answer_one(message: Message, context: Context) -> Message:
 def _from_disk(message: Message, context: Context) -> Message:
     """Answer as a client process would that keeps its state on disk."""
     client, root = context.node_config[words.PARTITION_ID], str(context.node_config[STATE])
+    own = context.node_config.get(DATA)
+    data = None if own is None else Path(str(own))
     try:
-        desk = Desk(context.run_config, context.run_id, int(client), Path(root))
+        desk = Desk(context.run_config, context.run_id, int(client), Path(root), data)
     except FedmoeError as error:
         return refusal(message, error)
     return desk.answer(message)

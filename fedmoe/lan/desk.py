@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
-from fedmoe.clients import Experiment, answer, load_experiment
+from fedmoe.clients import Experiment, answer_cohort, load_experiment, load_site_experiment
+from fedmoe.clients.states import ContextStates
+from fedmoe.data.sites import Site, is_of_sites
 from fedmoe.errors import ConfigError, FedmoeError
 from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.lan.state_directory import StateDirectory
@@ -28,7 +31,14 @@ _LONGEST_REASON = 300  # characters
 class Desk:
     """One client in one run."""
 
-    def __init__(self, run_config: Mapping[str, Any], run_id: int, client: int, root: Path) -> None:
+    def __init__(
+        self,
+        run_config: Mapping[str, Any],
+        run_id: int,
+        client: int,
+        root: Path,
+        data: Path | None = None,
+    ) -> None:
         """Load the experiment and the state.
 
         Args:
@@ -36,6 +46,7 @@ class Desk:
             run_id: Flower's number of the run.
             client: its number.
             root: folder for private state.
+            data: the client's own table; `None` for its share of what the experiment names.
 
         Raises:
             FedmoeError: the configuration is not allowed, the data are not to be had, or there
@@ -44,15 +55,10 @@ class Desk:
         self._config_json = str(run_config.get("config", ""))
         if not self._config_json:
             raise ConfigError("the run has no resolved configuration (its key `config` is empty)")
-        self.experiment: Experiment = load_experiment(self._config_json)
-        count = self.experiment.data.num_clients
-        if client >= count:
-            raise ConfigError(
-                f"client.partition={client}: this federation has {count} clients, numbered from 0"
-            )
+        self.experiment = _experiment(self._config_json, client, data)
         federation = str(run_config.get("federation") or run_id)
         self._states = StateDirectory(root, federation, client)
-        self._client, self._run_id = client, run_id
+        self._client = client
         self._round, self._state = self._states.load(math.inf)
         prepare_process(self.experiment.config.training.num_threads)
 
@@ -72,19 +78,14 @@ class Desk:
         number = words.get_config(asked.content).get(words.SERVER_ROUND)
         number = number if type(number) is int else self._round + training
         self._go_back_to(number if training else number + 1)
-        context = Context(
-            run_id=self._run_id,
-            node_id=message.metadata.dst_node_id,
-            node_config={words.PARTITION_ID: self._client},
-            state=RecordDict(dict(self._state)),
-            run_config={"config": self._config_json},
-        )
-        reply = answer([asked], [context])[0]
+        own = RecordDict(dict(self._state))
+        states = ContextStates({self._client: own})
+        reply = answer_cohort(self.experiment, [asked], np.array([self._client]), states)[0]
         if not reply.has_content():
             return reply
         if training:
             # Kept before it is told: a state that is lost could not be had again.
-            state = plain(context.state)
+            state = plain(own)
             every = self.experiment.config.tracking.checkpoint_every
             self._states.save(number, state, every)
             self._round, self._state = number, state
@@ -97,6 +98,20 @@ class Desk:
             return
         self._round, self._state = self._states.load(before)
         _LOG.warning("the server is back before round %d: so is this client's state", before)
+
+
+def _experiment(config_json: str, client: int, data: Path | None) -> Experiment:
+    if data is not None:
+        return load_site_experiment(config_json, Site(client, data))
+    found = load_experiment(config_json)
+    if is_of_sites(found.config.data):
+        raise ConfigError("client.data: no value given; each client brings its own table")
+    count = found.data.num_clients
+    if client >= count:
+        raise ConfigError(
+            f"client.partition={client}: this federation has {count} clients, numbered from 0"
+        )
+    return found
 
 
 def partition_reply(message: Message, client: int, state_round: int = 0) -> Message:

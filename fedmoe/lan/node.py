@@ -7,10 +7,11 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedmoe.errors import FedmoeError, RunError
+from fedmoe.errors import DataError, FedmoeError, RunError
 from fedmoe.lan.desk import Desk, farewell, refusal
 from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
 from fedmoe.lan.pauses import Pauses
+from fedmoe.schema.client import SeatConfig
 
 _LOG = logging.getLogger("fedmoe.lan.Node")
 _RETRY_SECONDS = 1.0
@@ -24,6 +25,7 @@ class Node:
         access: how the server is reached.
         client: which client this is.
         root: folder for private state.
+        data: the client's own table; `None` for its share of what the experiment names.
         wait: seconds without a server after which it gives up.
         stay: whether to wait for the next run when one has come to its end.
     """
@@ -31,6 +33,7 @@ class Node:
     access: Access
     client: int
     root: Path
+    data: Path | None
     wait: float
     stay: bool
 
@@ -95,7 +98,7 @@ class Node:
             try:
                 config = connection.run_config(run_id)
                 desks.clear()  # a process serves one run at a time
-                desks[run_id] = Desk(config, run_id, self.client, self.root)
+                desks[run_id] = Desk(config, run_id, self.client, self.root, self.data)
             except FedmoeError as error:
                 connection.send(refusal(message, error), 0.0)
                 raise
@@ -107,6 +110,20 @@ class Node:
             _LOG.info("client %d: the run is over (%s)", self.client, status)
             desks.clear()
         return status is not None
+
+
+def own_table(seat: SeatConfig) -> Path | None:
+    """The table that a client was given, whole.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if seat.data is None:
+        return None
+    path = Path(seat.data).expanduser().absolute()
+    if not path.is_file():
+        raise DataError(f"client.data={seat.data}: no such file")
+    return path
 
 
 def _farewell(message: Message) -> str | None:

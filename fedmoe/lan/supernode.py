@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fedmoe.errors import RunError
+from fedmoe.lan.node import own_table
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import asked_to_end, raise_as
 from fedmoe.lan.superlink import program
@@ -15,7 +16,8 @@ from fedmoe.schema.client import ClientProcessConfig
 
 _LOG = logging.getLogger("fedmoe.lan.SuperNode")
 _STEP = 0.1
-STATE = "client-state"  # in a node's configuration: the folder for private state
+# In a node's configuration: the folder for private state, and the client's own table.
+STATE, DATA = "client-state", "client-data"
 
 
 def supernode_arguments(config: ClientProcessConfig, root: Path, port: int) -> list[str]:
@@ -27,6 +29,8 @@ def supernode_arguments(config: ClientProcessConfig, root: Path, port: int) -> l
         port: of its own API, on loopback.
     """
     node = f"partition-id={config.client.partition} {STATE}={_quoted(str(root))}"
+    if (data := own_table(config.client)) is not None:
+        node += f" {DATA}={_quoted(str(data))}"
     return [
         "--superlink", config.runtime.server, "--insecure", "--port", str(port),
         "--node-config", node,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedmoe.offline import QUIET
+
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds, on a busy machine
 
@@ -43,6 +45,8 @@ class Stage:
         own = {key: v for key, v in os.environ.items() if not key.startswith("FED_MOE_")}
         name, _, value = self.mark.partition("=")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        home = str(self.folder / "home")
+        own |= QUIET | {"FLWR_HOME": home, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
         return {**own, name: value, "PYTHONPATH": str(REPOSITORY), "PATH": path}
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from lan_runs import PATIENCE, Stage, wait_until
+from lan_runs import PATIENCE, REPOSITORY, Stage, free_port, wait_until
 
 from fedmoe.config import load_config
+from fedmoe.lan.bundle import CONNECTION, write_connection
 from fedmoe.simulations import run_experiment
 
 pytestmark = pytest.mark.skipif(
@@ -134,3 +136,65 @@ def test_a_server_that_is_asked_to_end_ends_after_its_round(stage: Stage) -> Non
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE) == 130
     assert not stage.living()
+
+
+# ------------------------------------------------------------------- sites with their own tables
+
+SITES = [
+    "data=table", "data.features=[age,dose]", "data.target=outcome", "data.task=classification",
+    "data.classes=[no,yes]", "model=linear", "training=sgd", "strategy=fedavg", "partition=iid",
+]  # fmt: skip
+
+
+def write_site(path: Path, seed: int, columns: str = "age,dose,outcome") -> Path:
+    rng = np.random.default_rng(seed)
+    lines = [columns]
+    for _ in range(60):
+        age, dose = rng.normal(50, 9), rng.normal(1, 0.5)
+        lines.append(f"{age:.2f},{dose:.3f},{'yes' if (age - 50) / 9 + dose > 1 else 'no'}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_sites_train_on_tables_that_only_they_have(stage: Stage) -> None:
+    first = write_site(stage.folder / "first.csv", 1)
+    second = write_site(stage.folder / "second.csv", 2)
+    broken = write_site(stage.folder / "broken.csv", 3, "age,weight,outcome")
+    server = stage.server(*SITES, "rounds=3", name="run")
+    clients = [stage.client(0, f"client.data={first}")]
+    refused = stage.client(1, f"client.data={broken}")
+    assert refused.wait(PATIENCE) == 2
+    assert "broken.csv: no column 'dose' (from data.features)" in stage.log("client1")
+    clients.append(stage.client(1, f"client.data={second}"))
+    assert server.wait(PATIENCE) == 0, stage.log("run")
+    assert [client.wait(PATIENCE) for client in clients] == [0, 0]
+    last = stage.rounds("run")[-1]
+    assert last["train"]["clients"] == 2 and last["test"]["global"]["accuracy"]["mean"] > 0.7
+    assert not stage.living()
+
+
+# ------------------------------------------------------------------------- Flower's own commands
+
+
+def test_the_same_apps_run_under_flowers_own_commands(stage: Stage, tmp_path: Path) -> None:
+    words = ["+experiment=insight", *SMALL[:-1], "rounds=1"]
+    home = stage.folder / "home"
+    write_connection(home, f"127.0.0.1:{stage.port}", None)
+    stage.start("link", "flower-superlink", "--insecure", "--port", str(stage.port))
+    for number in range(2):
+        stage.start(
+            f"node{number}", "flower-supernode", "--insecure",
+            "--superlink", f"127.0.0.1:{stage.port}", "--port", str(free_port()),
+            "--node-config", f"partition-id={number} num-partitions=2",
+        )  # fmt: skip
+    overrides = " ".join([*words, "runtime=lan", "partition.num_clients=2", "tracking.plots=false"])
+    wait_until(lambda: "Activated" in stage.log("link"), stage.log("link"))
+    done = stage.start(
+        "flwr", "flwr", "run", str(REPOSITORY), CONNECTION,
+        "--run-config", f'overrides="{overrides}"',
+    )  # fmt: skip
+    assert done.wait(PATIENCE) == 0, stage.log("flwr")
+    wait_until(lambda: list(stage.folder.glob("runs/*/*/summary.json")), stage.log("link"), 120.0)
+    (summary,) = stage.folder.glob("runs/*/*/summary.json")
+    folder = str(summary.parent.relative_to(stage.folder))
+    assert_alike(stage.rounds(folder), in_process(words, tmp_path / "own", clients=2))

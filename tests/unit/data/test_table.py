@@ -27,6 +27,8 @@ def config(path: Path | str | None, **changes: Any) -> TableConfig:
         "on_missing": "error",
         "validation_fraction": 0.1,
         "test_fraction": 0.2,
+        "features": None,
+        "classes": None,
     }
     return TableConfig(**(values | changes))
 
