@@ -118,18 +118,26 @@ class FleetConnection:
         self._heartbeats = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
+        try:
+            self._node = Node(node_id=self._activated())
+        except BaseException:
+            self._client.close()
+            raise
+        self._heartbeats.start()
+        return self
+
+    def _activated(self) -> int:
+        """Flower's id for this node."""
         public_key = public_key_to_bytes(self._keys[1])
         with _translated():
             if self._self_registered:
                 self._client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key))
-            activated = self._client.ActivateNode(
+            told = self._client.ActivateNode(
                 ActivateNodeRequest(
                     public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
                 )
             )
-        self._node = Node(node_id=activated.node_id)
-        self._heartbeats.start()
-        return self
+        return int(told.node_id)
 
     def __exit__(self, *error: object) -> None:
         """Say farewell, if the server is still there."""
