@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fedmoe.config import from_json, load_config, to_json
-from fedmoe.configuration.parts import divided_among
+from fedmoe.configuration.dividing import divided_among
 from fedmoe.schema import LanConfig, NaturalConfig
 
 

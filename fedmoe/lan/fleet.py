@@ -7,7 +7,8 @@ the same protocol (Flower's Fleet API, protobuf over HTTP) from within the proce
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -215,18 +216,16 @@ class FleetConnection:
                 continue  # the main thread finds out by itself
 
 
-class _translated:  # noqa: N801
+@contextmanager
+def _translated() -> Iterator[None]:
     """Flower's errors as ours."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx.HTTPStatusError):
-            told = FlowerError.from_json(error.response.text)
-            words = str(error) if told is None else f"[{told.code}] {told.message}"
-            if error.response.status_code == _NO_RUN:
-                raise RunOverError(words) from error
-            raise LostError(words) from error
-        if isinstance(error, httpx.HTTPError):
-            raise LostError(str(error) or type(error).__name__) from error
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        told = FlowerError.from_json(error.response.text)
+        words = str(error) if told is None else f"[{told.code}] {told.message}"
+        if error.response.status_code == _NO_RUN:
+            raise RunOverError(words) from error
+        raise LostError(words) from error
+    except Exception as error:  # whatever the network brings, this client goes on
+        raise LostError(f"{type(error).__name__}: {error}") from error

@@ -17,16 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedmoe.configuration.parts import divided_among
+from fedmoe.configuration.dividing import divided_among
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.lan import RESUME, RUN_DIR
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import Asked, asked_to_end, raise_as
 from fedmoe.lan.superlink import SuperLink
 from fedmoe.lan.tail import Tail, warning_of
-from fedmoe.run import open_run_directory
 from fedmoe.schema import ExperimentConfig, LanConfig, NaturalConfig
-from fedmoe.tracking import RunDirectory, configure_logging, open_progress, print_summary
+from fedmoe.tracking import (
+    RunDirectory,
+    configure_logging,
+    open_progress,
+    open_run_directory,
+    print_summary,
+)
 
 _LOG = logging.getLogger("fedmoe.lan.Launch")
 _STEP = 0.1  # seconds between two looks at the run directory

@@ -99,9 +99,13 @@ class Node:
                 config = connection.run_config(run_id)
                 desks.clear()  # a process serves one run at a time
                 desks[run_id] = Desk(config, run_id, self.client, self.root, self.data)
-            except FedmoeError as error:
-                connection.send(refusal(message, error), 0.0)
+            except (LostError, RunOverError):
                 raise
+            except Exception as error:
+                connection.send(refusal(message, error), 0.0)
+                if isinstance(error, FedmoeError):
+                    raise
+                raise RunError(f"cannot take part: {type(error).__name__}: {error}") from error
         reply = desks[run_id].answer(message)
         connection.send(reply, time.perf_counter() - started)
         if reply.has_error():
