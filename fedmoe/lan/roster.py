@@ -30,6 +30,9 @@ class Roster(OrderedGrid):
     from the next time that nodes are asked for after it has answered. Where two say that they
     are the same client, the one that said so last is: a client that was killed and started again
     is a new node, while Flower takes the old one for alive for up to a minute.
+
+    Attributes:
+        num_clients: among whom the data are divided, there or not; 0 before `wait_for`.
     """
 
     def __init__(self, grid: Grid, *, resumed: bool = False) -> None:
@@ -41,7 +44,7 @@ class Roster(OrderedGrid):
         """
         super().__init__(grid, {})
         self._resumed = resumed
-        self._num_clients = 0
+        self.num_clients = 0
         self._flower: dict[int, int] = {}  # Flower's node by client
         self._lives: dict[int, int] = {}  # by client, how often it came without its state
         self._asked: dict[str, int] = {}  # Flower's node by question
@@ -83,7 +86,7 @@ class Roster(OrderedGrid):
         Raises:
             RunError: they did not come in time; names those that did.
         """
-        self._num_clients = num_clients
+        self.num_clients = num_clients
         deadline = time.monotonic() + seconds
         while len(found := list(self.get_node_ids())) < least:
             if time.monotonic() > deadline:
@@ -130,8 +133,8 @@ class Roster(OrderedGrid):
         record = reply.content.get(words.METRICS)
         told = record if isinstance(record, MetricRecord) else MetricRecord()
         client = told.get(words.PARTITION_ID)
-        if type(client) is not int or not 0 <= client < self._num_clients:
-            allowed = f"0 to {self._num_clients - 1}"
+        if type(client) is not int or not 0 <= client < self.num_clients:
+            allowed = f"0 to {self.num_clients - 1}"
             _refuse(node, f"it says that it is client {client}; there are {allowed}")
             return
         came_before = client in self._lives

@@ -116,6 +116,7 @@ def test_a_client_that_is_started_again_has_its_state(stage: Stage) -> None:
     wait_until(lambda: len(losses(stage, client=0)) > len(before), stage.log("client0"))
     server.send_signal(signal.SIGTERM)
     assert server.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert {line["missing"] for line in stage.rounds("run")} == {0, 1}
     # What it trains never leaves it, so that a fresh start would show as the first loss again.
     assert losses(stage, client=0)[len(before)] < before[-1] < before[0]
     for client in (second, again):
