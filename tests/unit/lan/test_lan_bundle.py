@@ -26,9 +26,12 @@ def test_the_connection_is_plain_or_certified(tmp_path: Path) -> None:
     write_connection(tmp_path, "127.0.0.1:8000", None)
     told = tomllib.loads((tmp_path / "config.toml").read_text())["superlink"]
     assert told[CONNECTION] == {"address": "127.0.0.1:8000", "insecure": True}
-    write_connection(tmp_path, "lab:8000", Path("/keys/ca.crt"))
+    write_connection(tmp_path, "lab:8000", Path("/keys/\x7f\U0001f600.crt"))
     told = tomllib.loads((tmp_path / "config.toml").read_text())["superlink"]
-    assert told[CONNECTION] == {"address": "lab:8000", "root-certificates": "/keys/ca.crt"}
+    assert told[CONNECTION] == {
+        "address": "lab:8000",
+        "root-certificates": "/keys/\x7f\U0001f600.crt",
+    }
     assert told["default"] == CONNECTION
 
 

@@ -14,7 +14,10 @@ from fedmoe.lan.signals import Asked, raise_as
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
 # A child that deaf to SIGTERM starts another in a session of its own.
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('deaf', flush=True); time.sleep(60)"
+)
 PARENT = (
     "import subprocess, sys, time;"
     f"subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True); time.sleep(60)"
@@ -37,6 +40,9 @@ def test_none_is_left_however_deaf_and_far(tmp_path: Path) -> None:
     with Family({"SAID": "so"}, tmp_path / "log") as family:
         process = family.start([sys.executable, "-c", PARENT])
         wait_for(2, family)
+        deadline = time.monotonic() + 20.0
+        while "deaf" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert len(family.members("SIG_IGN")) == 2 and not family.members("flwr")
         family.end(grace=0.3)
         assert process.returncode is not None
