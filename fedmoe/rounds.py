@@ -131,9 +131,10 @@ class RoundLoop:
                     kind, good = self.routing.kind, evaluated.inspection.good
                     routing = federation_routing(number, kind, good)
             self.standing.routing = routing.as_json() if routing else None
-            # Leaving clients out flatters a method, so that it has to be said; that goes for
-            # those that failed and for those that the strategy did not ask.
-            everyone = len(list(self.grid.get_node_ids()))
+            # Leaving clients out flatters a method, so that it has to be said; that goes for those
+            # that failed, for those that the strategy did not ask, and for those that have gone.
+            connected = list(self.grid.get_node_ids())
+            everyone = getattr(self.grid, "num_clients", 0) or len(connected)
             self.standing.missing = missing = everyone - len(evaluated.inspection.good)
         up, down = (sum(column) for column in zip(*(p.traffic() for p in phases), strict=True))
         metrics = {

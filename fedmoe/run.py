@@ -4,8 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -219,20 +217,3 @@ def conduct(run: FederationRun) -> dict[str, Any]:
                 draw_run(run.experiment, run.directory)
         print_summary(summary, run.directory.path)
     return summary
-
-
-def open_run_directory(config: ExperimentConfig, path: Path | None) -> RunDirectory:
-    """The folder of a run: a new one, or that of the run which is resumed.
-
-    Args:
-        config: of the run.
-        path: of a new one; by default below the working directory, as `fedmoe-simulate` has it.
-
-    Raises:
-        RunError: the folder cannot be made, or there is no such run to resume.
-    """
-    if config.resume is not None:
-        return RunDirectory.reopen(Path(config.resume))
-    started = datetime.now()  # a folder's name, in the user's own time
-    usual = Path("runs", f"{started:%Y-%m-%d}", f"{started:%H-%M-%S}-{config.name}")
-    return RunDirectory.claim((path or usual).absolute())

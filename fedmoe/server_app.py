@@ -1,6 +1,10 @@
 """The Flower ServerApp, for `flwr run` and SuperLinks: the same rounds on Flower's own grid."""
 
+import logging
+import os
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -8,9 +12,15 @@ from flwr.serverapp import Grid, ServerApp
 from fedmoe.app_config import resolve
 from fedmoe.config import from_json
 from fedmoe.errors import RunError
+from fedmoe.lan import RESUME, RUN_DIR
+from fedmoe.lan.fast_grid import fast
+from fedmoe.lan.processes import end_with_parent
+from fedmoe.lan.roster import Roster
 from fedmoe.messages import words
 from fedmoe.ordered_grid import OrderedGrid
+from fedmoe.schema import ExperimentConfig, LanConfig
 from fedmoe.serving import Server
+from fedmoe.tracking import RunDirectory
 
 app = ServerApp()
 
@@ -24,9 +34,32 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FedmoeError: bad data or configuration, or a run that cannot go on.
     """
-    num_nodes = _count_nodes(grid)
-    config = from_json(resolve(context, num_nodes))
-    Server(num_nodes, config=config, grid=OrderedGrid(grid, _partitions(grid))).run()
+    quick = fast(grid)
+    config = from_json(resolve(context.run_config))
+    if isinstance(config.runtime, LanConfig):
+        _run_on_lan(quick, config, config.runtime)
+        return
+    num_nodes = _count_nodes(quick)
+    config = from_json(resolve(context.run_config, num_nodes))
+    Server(num_nodes, config=config, grid=OrderedGrid(quick, _partitions(quick))).run()
+
+
+def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> None:
+    """Run with clients that come and go; `fedmoe.server` says where to write."""
+    run_dir = os.environ.get(RUN_DIR)
+    if run_dir:
+        end_with_parent()
+    if run_dir and os.environ.get(RESUME):
+        config = replace(config, resume=run_dir)
+    roster = Roster(grid, resumed=config.resume is not None)
+    server = Server(config=config, grid=roster)
+    if run_dir:
+        server.directory = RunDirectory.reopen(Path(run_dir))
+    logging.getLogger("fedmoe").setLevel(config.tracking.log_level)
+    clients = server.experiment.data.num_clients
+    roster.wait_for(runtime.min_clients, runtime.wait, clients)
+    summary = server.run()
+    roster.say_farewell(summary["status"])
 
 
 def _partitions(grid: Grid) -> dict[int, int]:

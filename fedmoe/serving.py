@@ -25,10 +25,10 @@ from fedmoe.federation import Federation
 from fedmoe.insight import Memory, MetaLearner
 from fedmoe.models import Expert, Router
 from fedmoe.ordered_grid import OrderedGrid
-from fedmoe.run import FederationRun, conduct, open_run_directory
+from fedmoe.run import FederationRun, conduct
 from fedmoe.run_state import RunState
 from fedmoe.schema import ExperimentConfig
-from fedmoe.tracking import RunDirectory, configure_logging
+from fedmoe.tracking import RunDirectory, configure_logging, open_run_directory
 
 if TYPE_CHECKING:
     from fedmoe.simulations import InProcessGrid

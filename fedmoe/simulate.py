@@ -27,15 +27,10 @@ from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line
 from fedmoe.errors import ConfigError, FedmoeError
 from fedmoe.heap import quick_start
+from fedmoe.offline import be_quiet
+from fedmoe.schema import LanConfig
 
 INTERRUPTED = 130
-# Flower and Ray phone home by default; this must be said before they are imported.
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 a wrong configuration, 130 Ctrl-C, else a failed run.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    be_quiet()
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _hydra_raises() as full:
         try:
@@ -135,10 +129,15 @@ def _simulate(config: DictConfig) -> float | None:
         experiment = resumed_config(experiment, words)
         with suppress(OSError):
             run_dir.rmdir()  # Hydra's new folder; the run goes on in its own
-    with quick_start():
-        from fedmoe.simulations import run_experiment  # late: imports torch and flwr
+    if isinstance(experiment.runtime, LanConfig):
+        from fedmoe.lan.launch import serve  # late: few want it
 
-    summary = run_experiment(experiment, run_dir)
+        summary = serve(experiment, run_dir, {word.key for word in words})
+    else:
+        with quick_start():
+            from fedmoe.simulations import run_experiment  # late: imports torch and flwr
+
+        summary = run_experiment(experiment, run_dir)
     objective = summary.get("objective")
     return None if objective is None else float(objective)
 

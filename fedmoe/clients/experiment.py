@@ -11,6 +11,7 @@ from fedmoe.clients.algorithms import LocalAlgorithm, local_algorithm
 from fedmoe.config import from_json
 from fedmoe.data import Federation, Ints, LazyFederation, Part, load_federation
 from fedmoe.data.drawing import Stream, generator
+from fedmoe.data.sites import Site
 from fedmoe.errors import DataError
 from fedmoe.insight.payloads import Facts, Payloads
 from fedmoe.models import MixtureOfExperts, Parameters, parameters_of, router_losses_of
@@ -150,8 +151,22 @@ def load_experiment(config_json: str) -> Experiment:
         ConfigError: the text is not a valid configuration.
         DataError: the data cannot be had or divided as asked.
     """
+    return _loaded(config_json, None)
+
+
+def load_site_experiment(config_json: str, site: Site) -> Experiment:
+    """The same, where this process has one client's own table; it is not cached.
+
+    Raises:
+        ConfigError: the text is not a valid configuration.
+        DataError: the table cannot be had, or is not what the federation's are to be.
+    """
+    return _loaded(config_json, site)
+
+
+def _loaded(config_json: str, site: Site | None) -> Experiment:
     config = from_json(config_json)
     rules = config.insight
     held_out = rules.public_samples if rules.public == "held_out" else 0
-    data = load_federation(config.data, config.partition, config.seed, held_out)
+    data = load_federation(config.data, config.partition, config.seed, held_out, site)
     return Experiment.of(config, data)

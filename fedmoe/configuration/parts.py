@@ -5,7 +5,6 @@ continued; so an `Expert` or a `MetaLearner` that a notebook hands over becomes 
 describe it.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from fedmoe.clients import Client
 from fedmoe.config import load_config, validate
+from fedmoe.configuration.dividing import divided_among
 from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line, from_keywords
 from fedmoe.data.federation import Task
@@ -110,20 +110,6 @@ def composed(overrides: Sequence[str], keywords: dict[str, Any], parts: Parts) -
             "from those of the run that is resumed"
         )
     return written
-
-
-def divided_among(config: ExperimentConfig, num_clients: int) -> ExperimentConfig:
-    """The same data for another number of clients; natural ones are as many as the data have.
-
-    Raises:
-        ConfigError: not a number of clients.
-    """
-    for key in ("partition", "data"):
-        if any(field.name == "num_clients" for field in dataclasses.fields(getattr(config, key))):
-            table = asdict(config)
-            table[key]["num_clients"] = num_clients
-            return validate(table)
-    return config
 
 
 def counted(num_clients: int | None, given: Sequence[Client]) -> int | None:

@@ -12,6 +12,7 @@ from fedmoe.data.federation import Dataset, FederatedData, Floats, Ints
 from fedmoe.data.groups import transform
 from fedmoe.data.lazy import LazyDataset, LazyFederation
 from fedmoe.data.partition import PARTITIONERS
+from fedmoe.data.sites import Site, empty_dataset, is_of_sites, read_site
 from fedmoe.data.sources import custom, read_source
 from fedmoe.data.split import split
 from fedmoe.errors import DataError
@@ -21,7 +22,11 @@ Federation = FederatedData | LazyFederation
 
 
 def load_federation(
-    data: DataConfig, partition: PartitionConfig, seed: int, held_out: int = 0
+    data: DataConfig,
+    partition: PartitionConfig,
+    seed: int,
+    held_out: int = 0,
+    site: Site | None = None,
 ) -> Federation:
     """Load a data set and divide it among clients, the same way for the same seed.
 
@@ -30,6 +35,7 @@ def load_federation(
         partition: who gets which samples.
         seed: of everything that is drawn here; numpy's global state is neither used nor changed.
         held_out: samples that no client gets; their inputs are public.
+        site: whose table this process has, where each client brings its own.
 
     Returns:
         Every client's data; or, of a source that makes them on demand, what makes them.
@@ -38,6 +44,8 @@ def load_federation(
         ConfigError: `data.factory` names nothing registered, or does not take `data.options`.
         DataError: for data that cannot be had, read, or partitioned as asked.
     """
+    if site is not None or is_of_sites(data):
+        return _of_sites(data, partition, seed, held_out, site)
     if isinstance(data, CustomDataConfig):
         dataset = custom.load(data, seed)
     else:
@@ -154,6 +162,27 @@ def class_counts(data: FederatedData) -> Ints:
         cell = owner * labels + data.y_N[rows.order].astype(np.int64)
         counts += np.bincount(cell, minlength=len(counts))
     return counts.reshape(data.num_clients, labels)
+
+
+def _of_sites(
+    data: DataConfig, partition: PartitionConfig, seed: int, held_out: int, site: Site | None
+) -> FederatedData:
+    """A federation of which this process has the samples of one client, or of none."""
+    clients = getattr(partition, "num_clients", None)
+    if held_out or clients is None:
+        key = "insight.public=held_out" if held_out else f"partition={partition.name}"
+        raise DataError(f"{key}: each client brings its own table, so there is nothing to divide")
+    dataset = empty_dataset(data) if site is None else read_site(data, site, clients)
+    own, whose = np.arange(len(dataset.x_ND)), None if site is None else site.client
+    rows = [own if client == whose else own[:0] for client in range(clients)]
+    parts = split(rows, data.validation_fraction, data.test_fraction, generator(seed, Stream.SPLIT))
+    x_ND = dataset.x_ND
+    if site is not None and dataset.standardise:  # by what this client alone knows
+        x_ND = standardised(x_ND, parts["train"].order)
+    return FederatedData(
+        name=dataset.name, origin=dataset.origin, task=dataset.task, x_ND=x_ND, y_N=dataset.y_N,
+        parts=parts,
+    )  # fmt: skip
 
 
 def _on_demand(

@@ -4,12 +4,15 @@ Each seam has a contract test in `tests/unit/messages/test_seams.py`; `flwr` is 
 minor version because of them.
 """
 
+import copy
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 RecordType = ArrayRecord | MetricRecord | ConfigRecord
 
@@ -32,6 +35,18 @@ def ensure_task_identity() -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Number a message, as a SuperLink does on delivery."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def set_sender(message: Message, node: int) -> None:
+    """Have a reply come from another node id than Flower's."""
+    message.metadata.__dict__["_src_node_id"] = node
+
+
+def readdressed(message: Message, node: int) -> Message:
+    """The same message to another node; the one that is given stays as it is."""
+    metadata = copy.copy(message.metadata)
+    metadata.dst_node_id = node
+    return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
@@ -61,3 +76,20 @@ def empty_run(run_id: int) -> Run:
 def wire_bytes(message: Message) -> bytes:
     """A message as it is serialised for the network."""
     return bytes(message_to_proto(message).SerializeToString())
+
+
+def records_to_wire(records: RecordDict) -> bytes:
+    """Records as they are serialised for the network."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def records_from_wire(data: bytes) -> RecordDict:
+    """Undo `records_to_wire`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(data))
+    except (DecodeError, TypeError) as error:
+        raise ValueError(f"not records: {error}") from error

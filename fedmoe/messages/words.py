@@ -32,6 +32,8 @@ SUMS = "sums"
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
+STATE_ROUND = "state-round"  # of the private state that a client has; 0 for none
+FAREWELL = "farewell"  # in a query: the run is over
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 LOSS = "loss"

@@ -86,6 +86,7 @@ from fedmoe.schema.personal_strategies import (
 )
 from fedmoe.schema.runtime import (
     InProcessConfig,
+    LanConfig,
     RayConfig,
     RuntimeBase,
     RuntimeConfig,
@@ -137,6 +138,7 @@ __all__ = [
     "InsightConfig",
     "InsightExchangeConfig",
     "LabelPermutationConfig",
+    "LanConfig",
     "LinearConfig",
     "LocalConfig",
     "LocalGlobalConfig",

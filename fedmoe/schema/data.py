@@ -66,6 +66,10 @@ class TableConfig(SourceConfig):
         client_column: the column that says whose row it is, for `partition=natural`.
         task: `classification`, `regression`, or `auto` (text or few whole numbers: classes).
         standardise: shift and scale each feature by the mean and deviation of the training parts.
+        features: the columns that are features, in this order, and no others; `None` takes all.
+            With `path: null` they say what the tables of sites look like, of which each client
+            brings its own (`runtime=lan`).
+        classes: the values that the target may have, in this order; `None` takes what is there.
     """
 
     name: Literal["table"]
@@ -74,6 +78,8 @@ class TableConfig(SourceConfig):
     client_column: str | None
     task: Literal["auto", "classification", "regression"]
     standardise: bool
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

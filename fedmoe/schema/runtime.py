@@ -80,4 +80,23 @@ class RayConfig(RuntimeBase):
     max_restarts: Annotated[int, Field(ge=0)]
 
 
-RuntimeConfig = Annotated[InProcessConfig | RayConfig, Field(discriminator="name")]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LanConfig(RuntimeBase):
+    """Clients in processes of their own, on this machine or on others (`fedmoe.server`).
+
+    Attributes:
+        host: the address that the server listens at.
+        port: and its port.
+        min_clients: how many clients are waited for; the data are divided among as many, unless
+            the configuration is told another number of them.
+        wait: seconds that they may take to come.
+    """
+
+    name: Literal["lan"]
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    min_clients: Count
+    wait: Positive
+
+
+RuntimeConfig = Annotated[InProcessConfig | RayConfig | LanConfig, Field(discriminator="name")]

@@ -14,7 +14,7 @@ from fedmoe.tracking.insight_frame import insights_frame
 from fedmoe.tracking.log import FILE_ONLY, configure_logging
 from fedmoe.tracking.plots import plot_learning, plot_partition, plot_routing
 from fedmoe.tracking.progress import Progress, open_progress
-from fedmoe.tracking.run_directory import RunDirectory
+from fedmoe.tracking.run_directory import RunDirectory, open_run_directory
 from fedmoe.tracking.summary import git_commit, print_summary, statistics, versions
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "open_progress",
+    "open_run_directory",
     "plot_learning",
     "plot_partition",
     "plot_routing",

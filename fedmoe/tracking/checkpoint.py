@@ -7,6 +7,7 @@ leaves no checkpoint rather than half of one.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,15 +84,19 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return manifests[-1] if manifests else None
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
+def load_checkpoint(directory: Path, before: float = math.inf) -> Checkpoint:
     """Load the newest checkpoint of a run directory that is intact.
 
     A damaged one is reported with a warning, and the one before it is tried.
 
+    Args:
+        directory: the run directory.
+        before: only those of earlier rounds.
+
     Raises:
         RunError: if there is none, or none is intact.
     """
-    manifests = _manifests(directory / _FOLDER)
+    manifests = [one for one in _manifests(directory / _FOLDER) if _round_of(one) < before]
     if not manifests:
         raise RunError(f"no checkpoint in {directory}")
     problems = []

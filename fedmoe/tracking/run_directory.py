@@ -4,13 +4,17 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedmoe.errors import RunError
 from fedmoe.tracking.files import lines_of, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from fedmoe.schema import ExperimentConfig
 
 MARKER = "RUN"
 _MARKER_TEXT = "This folder belongs to one run of fedmoe; another run takes another folder.\n"
@@ -168,6 +172,23 @@ class RunDirectory:
             _cut_torn_line(path)
             self._open[file] = FileIO(path, "a")
         return self._open[file]
+
+
+def open_run_directory(config: "ExperimentConfig", path: Path | None) -> RunDirectory:
+    """The folder of a run: a new one, or that of the run which is resumed.
+
+    Args:
+        config: of the run.
+        path: of a new one; by default below the working directory, as `fedmoe-simulate` has it.
+
+    Raises:
+        RunError: the folder cannot be made, or there is no such run to resume.
+    """
+    if config.resume is not None:
+        return RunDirectory.reopen(Path(config.resume))
+    started = datetime.now()  # a folder's name, in the user's own time
+    usual = Path("runs", f"{started:%Y-%m-%d}", f"{started:%H-%M-%S}-{config.name}")
+    return RunDirectory.claim((path or usual).absolute())
 
 
 def _whole_lines(content: bytes) -> list[bytes]:

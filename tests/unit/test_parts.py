@@ -11,7 +11,8 @@ from torch import nn
 import fedmoe
 from fedmoe import models
 from fedmoe.config import load_config
-from fedmoe.configuration.parts import Parts, composed, divided_among
+from fedmoe.configuration.dividing import divided_among
+from fedmoe.configuration.parts import Parts, composed
 from fedmoe.data import Task
 from fedmoe.errors import ConfigError
 from fedmoe.insight import Memory, MetaLearner

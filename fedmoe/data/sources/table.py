@@ -40,17 +40,30 @@ def load(config: TableConfig, _rng: np.random.Generator) -> Dataset:
     if config.path is None or config.target is None:
         missing = "data.path" if config.path is None else "data.target"
         raise DataError(f"table: {missing} is not set")
-    table = read_table(_resolved(config.path))
-    target = table.column(config.target, "data.target")
-    kind = _task_kind(table, config, config.target, target)
+    return from_table(read_table(_resolved(config.path)), config, config.target)
+
+
+def from_table(table: Table, config: TableConfig, target_name: str) -> Dataset:
+    """A table as a data set.
+
+    Args:
+        table: that has been read.
+        config: which columns it must have, and what they mean; its `path` does not matter.
+        target_name: the column to predict.
+
+    Raises:
+        DataError: it is not as it must be; names file, column and row.
+    """
+    target = table.column(target_name, "data.target")
+    kind = _task_kind(table, config, target_name, target)
     y_N: Floats | Ints
     class_names: tuple[str, ...] = ()
     if kind == "classification":
-        y_N, class_names = _classes(table, config.target, target)
+        y_N, class_names = _classes(table, target_name, target, config.classes)
     else:
-        y_N = _numbers(table, config.target, target).astype(np.float32)[:, None]
+        y_N = _numbers(table, target_name, target).astype(np.float32)[:, None]
     client_N, client_names = _clients(table, config)
-    x_ND = _features(table, {config.target, config.client_column})
+    x_ND = _features(table, {target_name, config.client_column}, config.features)
     return Dataset(
         name=config.name,
         origin="real",
@@ -81,6 +94,8 @@ def _task_kind(
     """The rule in this module's docstring."""
     if config.task != "auto":
         return config.task
+    if config.classes is not None:
+        return "classification"
     if isinstance(target, list):
         _refuse_missing(table, name, target)
         text = [row for row, cell in enumerate(target) if _number(cell) is None]
@@ -98,8 +113,10 @@ def _task_kind(
     return "classification" if few and _all_whole(numbers) else "regression"
 
 
-def _classes(table: Table, name: str, target: Column) -> tuple[Ints, tuple[str, ...]]:
-    """Class indices (N,) and the names of the classes."""
+def _classes(
+    table: Table, name: str, target: Column, classes: tuple[str, ...] | None
+) -> tuple[Ints, tuple[str, ...]]:
+    """Class indices (N,) and the names of the classes: those that are told, or those found."""
     if not isinstance(target, list) or all(_number(cell) is not None for cell in target):
         target = _numbers(table, name, target)  # 1 and 1.0 are the same class
         broken = np.flatnonzero(target != np.round(target))
@@ -110,6 +127,8 @@ def _classes(table: Table, name: str, target: Column) -> tuple[Ints, tuple[str, 
                 f"{target[broken[0]]:g} is no class; classes are text or whole numbers",
             )
     class_names, y_N = _distinct(table, name, target)
+    if classes is not None:
+        return _as_told(table, name, class_names, y_N, classes), classes
     if len(class_names) == 1:
         raise DataError(
             f"{table.path}, column {name!r}: a single class, {_shown(class_names[0])}, in all "
@@ -129,9 +148,30 @@ def _clients(table: Table, config: TableConfig) -> tuple[Ints | None, tuple[str,
     return client_N, names
 
 
-def _features(table: Table, others: set[str | None]) -> Floats:
-    """All columns but the target and the client column, as float32 (N, D)."""
+def _as_told(
+    table: Table, name: str, found: tuple[str, ...], y_N: Ints, classes: tuple[str, ...]
+) -> Ints:
+    """Indices of the classes found as indices of those that are told, (N,)."""
+    place = {one: index for index, one in enumerate(classes)}
+    for index, one in enumerate(found):
+        if one not in place:
+            row = int(np.flatnonzero(y_N == index)[0])
+            told = ", ".join(classes)
+            raise table.fault(name, row, f"{_shown(one)} is none of data.classes: {told}")
+    return np.array([place[one] for one in found], dtype=np.int64)[y_N]
+
+
+def _features(table: Table, others: set[str | None], told: tuple[str, ...] | None) -> Floats:
+    """The columns that are told, or all but the target and the client column; float32 (N, D)."""
     names = [name for name in table.columns if name not in others]
+    if told is not None:
+        for name in told:
+            table.column(name, "data.features")
+        if extra := [name for name in names if name not in told]:
+            raise DataError(
+                f"{table.path}: column {extra[0]!r} is none of data.features: {', '.join(told)}"
+            )
+        names = list(told)
     if not names:
         raise DataError(f"{table.path}: no feature columns beside the target and the client")
     x_ND = np.empty((table.num_rows, len(names)), dtype=np.float32)

@@ -27,6 +27,8 @@ def config(path: Path | str | None, **changes: Any) -> TableConfig:
         "on_missing": "error",
         "validation_fraction": 0.1,
         "test_fraction": 0.2,
+        "features": None,
+        "classes": None,
     }
     return TableConfig(**(values | changes))
 
@@ -385,3 +387,40 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     with (tmp_path / "single.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     assert "not an NPZ file but a single array" in complaint(tmp_path / "single.npz")
+
+
+# ------------------------------------------------------------------ what a table must look like
+
+
+def test_features_that_are_told_are_taken_in_their_order(tmp_path: Path) -> None:
+    path = written(tmp_path, "b,a,kind\n1,2,x\n3,4,y\n")
+    found = read(path, client_column=None, features=("a", "b"))
+    np.testing.assert_array_equal(found.x_ND, [[2, 1], [4, 3]])
+
+
+def test_classes_that_are_told_keep_their_order_and_number(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,kind\n1,yes\n2,no\n3,yes\n")
+    found = read(path, client_column=None, classes=("yes", "maybe", "no"))
+    assert found.task.class_names == ("yes", "maybe", "no") and found.task.num_outputs == 3
+    assert found.y_N.tolist() == [0, 2, 0]
+    one = written(tmp_path, "a,kind\n1,no\n", "one.csv")  # a site may know but one of them
+    assert read(one, client_column=None, classes=("yes", "no")).y_N.tolist() == [1]
+    whole = written(tmp_path, "a,kind\n1,2\n2,1\n", "whole.csv")
+    assert read(whole, client_column=None, classes=("1", "2")).y_N.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"features": ("a", "c")}, "no column 'c' (from data.features)"),
+        ({"features": ("a",)}, "column 'b' is none of data.features: a"),
+        ({"classes": ("x", "z")}, "'y' is none of data.classes: x, z"),
+    ],
+)
+def test_a_table_that_looks_otherwise_is_refused(
+    tmp_path: Path, told: dict[str, Any], said: str
+) -> None:
+    path = written(tmp_path, "b,a,kind\n1,2,x\n3,4,y\n")
+    with pytest.raises(DataError) as error:
+        read(path, client_column=None, **told)
+    assert said in str(error.value) and str(path) in str(error.value)

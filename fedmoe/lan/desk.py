@@ -1,0 +1,136 @@
+"""What one client answers: its experiment, its private state, and messages turned into replies.
+
+No network here: `node` brings messages and takes replies away.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+
+from fedmoe.clients import Experiment, answer_cohort, load_experiment, load_site_experiment
+from fedmoe.clients.states import ContextStates
+from fedmoe.data.sites import Site, is_of_sites
+from fedmoe.errors import ConfigError, FedmoeError
+from fedmoe.lan.packing import is_packed, pack, unpack
+from fedmoe.lan.state_directory import StateDirectory
+from fedmoe.messages import words
+from fedmoe.messages.arrays import plain
+from fedmoe.messages.seams import with_content
+from fedmoe.training.process import prepare_process
+
+_LOG = logging.getLogger("fedmoe.lan.Desk")
+_CLIENT_FAILED = 2  # Flower's code for a client app that raised
+_LONGEST_REASON = 300  # characters
+
+
+class Desk:
+    """One client in one run."""
+
+    def __init__(
+        self,
+        run_config: Mapping[str, Any],
+        run_id: int,
+        client: int,
+        root: Path,
+        data: Path | None = None,
+    ) -> None:
+        """Load the experiment and the state.
+
+        Args:
+            run_config: of the run's app: `config`, a resolved experiment, and `federation`.
+            run_id: Flower's number of the run.
+            client: its number.
+            root: folder for private state.
+            data: the client's own table; `None` for its share of what the experiment names.
+
+        Raises:
+            FedmoeError: the configuration is not allowed, the data are not to be had, or there
+                is no such client.
+        """
+        self._config_json = str(run_config.get("config", ""))
+        if not self._config_json:
+            raise ConfigError("the run has no resolved configuration (its key `config` is empty)")
+        self.experiment = _experiment(self._config_json, client, data)
+        federation = str(run_config.get("federation") or run_id)
+        self._states = StateDirectory(root, federation, client)
+        self._client = client
+        self._round, self._state = self._states.load(math.inf)
+        prepare_process(self.experiment.config.training.num_threads)
+
+    def answer(self, message: Message) -> Message:
+        """The reply to a message; an error reply where this client fails."""
+        try:
+            return self._answer(message)
+        except Exception as error:  # whatever came over the network, this client goes on
+            return refusal(message, error)
+
+    def _answer(self, message: Message) -> Message:
+        packed = is_packed(message.content)
+        asked = with_content(message, unpack(message.content))
+        if asked.metadata.message_type == MessageType.QUERY:
+            return partition_reply(message, self._client, self._round)
+        training = asked.metadata.message_type == MessageType.TRAIN
+        number = words.get_config(asked.content).get(words.SERVER_ROUND)
+        number = number if type(number) is int else self._round + training
+        self._go_back_to(number if training else number + 1)
+        own = RecordDict(dict(self._state))
+        states = ContextStates({self._client: own})
+        reply = answer_cohort(self.experiment, [asked], np.array([self._client]), states)[0]
+        if not reply.has_content():
+            return reply
+        if training:
+            # Kept before it is told: a state that is lost could not be had again.
+            state = plain(own)
+            every = self.experiment.config.tracking.checkpoint_every
+            self._states.save(number, state, every)
+            self._round, self._state = number, state
+        content = plain(reply.content)
+        return Message(pack(content) if packed else content, reply_to=message)
+
+    def _go_back_to(self, before: int) -> None:
+        """Have the state of an earlier round where the server has gone back to one."""
+        if self._round < before:
+            return
+        self._round, self._state = self._states.load(before)
+        _LOG.warning("the server is back before round %d: so is this client's state", before)
+
+
+def _experiment(config_json: str, client: int, data: Path | None) -> Experiment:
+    if data is not None:
+        return load_site_experiment(config_json, Site(client, data))
+    found = load_experiment(config_json)
+    if is_of_sites(found.config.data):
+        raise ConfigError("client.data: no value given; each client brings its own table")
+    count = found.data.num_clients
+    if client >= count:
+        raise ConfigError(
+            f"client.partition={client}: this federation has {count} clients, numbered from 0"
+        )
+    return found
+
+
+def partition_reply(message: Message, client: int, state_round: int = 0) -> Message:
+    """Say which client this node is, and of which round its state: node ids tell neither."""
+    record = MetricRecord({words.PARTITION_ID: client, words.STATE_ROUND: state_round})
+    return Message(RecordDict({words.METRICS: record}), reply_to=message)
+
+
+def refusal(message: Message, error: Exception) -> Message:
+    """An error reply that says why, in one line."""
+    reason = " ".join(str(error).split())[:_LONGEST_REASON]
+    kind = "" if isinstance(error, FedmoeError) else f"{type(error).__name__}: "
+    return Message(Error(_CLIENT_FAILED, f"{kind}{reason}"), reply_to=message)
+
+
+def farewell(message: Message) -> str | None:
+    """How the run ended, if a message says that it did."""
+    if message.metadata.message_type != MessageType.QUERY:
+        return None
+    record = unpack(message.content).get(words.CONFIG)
+    status = record.get(words.FAREWELL) if isinstance(record, ConfigRecord) else None
+    return status if isinstance(status, str) else None

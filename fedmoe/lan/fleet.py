@@ -1,0 +1,231 @@
+"""A client's connection to a SuperLink: the private half of Flower's SuperNode, in one file.
+
+Flower's SuperNode asks for messages every 3 seconds and starts a new process for each. This is
+the same protocol (Flower's Fleet API, protobuf over HTTP) from within the process that answers.
+`tests/unit/lan/test_fleet.py` holds Flower to what is relied on here.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.config import get_fused_config_from_fab
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedmoe.messages.seams import ensure_task_identity, set_message_id
+
+_LOG = logging.getLogger("fedmoe.lan.fleet")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked for again
+_NO_RUN = 403  # what a SuperLink answers about a run that is over
+
+KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
+
+class LostError(Exception):
+    """The server is not to be reached, or does not know this node (any more)."""
+
+
+class RunOverError(Exception):
+    """The run that a message belongs to has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a server is reached.
+
+    Attributes:
+        address: HOST:PORT.
+        root_certificates: a file of the certificates that the server's must come from; `None`
+            for a plain connection.
+        keys: what this node is known by; `None` makes a pair that lasts as long as the
+            connection, for servers that know no nodes.
+    """
+
+    address: str
+    root_certificates: Path | None = None
+    keys: KeyPair | None = None
+
+    def client(self, keys: KeyPair) -> FleetHttpClient:
+        """Flower's client; it connects when it is first used."""
+        root = self.root_certificates
+        return FleetHttpClient.from_server_address(
+            self.address,
+            root is None,
+            None if root is None else str(root),
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(*keys),
+            ],
+        )
+
+
+class FleetConnection:
+    """One node's connection, from its activation to its farewell. A context manager.
+
+    Every method raises `LostError` where the server is not to be reached or refuses this node,
+    and `RunOverError` where it says that a message's run has ended.
+    """
+
+    def __init__(self, access: Access) -> None:
+        """Nothing is sent before the context is entered."""
+        ensure_task_identity()
+        self._self_registered = access.keys is None
+        self._keys = access.keys or generate_key_pairs()
+        self._client = access.client(self._keys)
+        self._node = Node()
+        self._ended = threading.Event()
+        self._heartbeats = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._node = Node(node_id=self._activated())
+        except BaseException:
+            self._client.close()
+            raise
+        self._heartbeats.start()
+        return self
+
+    def _activated(self) -> int:
+        """Flower's id for this node."""
+        public_key = public_key_to_bytes(self._keys[1])
+        with _translated():
+            if self._self_registered:
+                self._client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key))
+            told = self._client.ActivateNode(
+                ActivateNodeRequest(
+                    public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+                )
+            )
+        return int(told.node_id)
+
+    def __exit__(self, *error: object) -> None:
+        """Say farewell, if the server is still there."""
+        self._ended.set()
+        node = self._node.node_id
+        try:
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+            if self._self_registered:
+                self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
+        except (httpx.HTTPError, RuntimeError):
+            pass
+        self._client.close()
+
+    def receive(self) -> Message | None:
+        """The next message with its content, or `None` if there is none."""
+        with _translated(), no_object_id_recompute():
+            pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            if not pulled.messages_list:
+                return None
+            run_id = message_from_proto(pulled.messages_list[0]).metadata.run_id
+            number = pulled.messages_list[0].metadata.message_id
+            contents = pull_objects(
+                [tree.object_id for tree in iterate_object_tree(pulled.message_object_trees[0])],
+                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id),
+                initial_backoff=_FIRST_PAUSE,
+                backoff_cap=_LONGEST_PAUSE,
+            )
+            confirm = self._client.ConfirmMessageReceived
+            make_confirm_message_received_fn_protobuf(confirm, self._node, run_id)(number)
+            message = cast(Message, inflate_object_from_contents(number, contents))
+        set_message_id(message, number)
+        return message
+
+    def send(self, reply: Message, seconds: float) -> None:
+        """Send a reply.
+
+        Args:
+            reply: whose records Flower can serialise.
+            seconds: that it took to make, for the server's accounts.
+        """
+        with _translated(), no_object_id_recompute():
+            set_message_id(reply, reply.object_id)
+            objects, run_id = get_all_nested_objects(reply), reply.metadata.run_id
+            told = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, run_id, told.session_id
+            )
+            push_objects(objects, push, object_ids_to_push=set(told.objects_to_push))
+
+    def run_config(self, run_id: int) -> Mapping[str, Any]:
+        """The configuration of a run: of its app, with what `flwr run` was told."""
+        with _translated():
+            request = GetRunRequest(node=self._node, run_id=run_id)
+            run = run_from_proto(self._client.GetRun(request).run)
+            wanted = GetFabRequest(node=self._node, hash_str=run.fab_hash, run_id=run_id)
+            fab = fab_from_proto(self._client.GetFab(wanted).fab)
+        return get_fused_config_from_fab(fab.content, run)
+
+    def _beat(self) -> None:
+        """Tell the server now and then that this node lives, while it may be long at work."""
+        request = SendNodeHeartbeatRequest(
+            node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+        )
+        while not self._ended.wait(HEARTBEAT_DEFAULT_INTERVAL / 2):
+            try:
+                self._client.SendNodeHeartbeat(request)
+            except (httpx.HTTPError, RuntimeError):
+                continue  # the main thread finds out by itself
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Flower's errors as ours."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        told = FlowerError.from_json(error.response.text)
+        words = str(error) if told is None else f"[{told.code}] {told.message}"
+        if error.response.status_code == _NO_RUN:
+            raise RunOverError(words) from error
+        raise LostError(words) from error
+    except Exception as error:  # whatever the network brings, this client goes on
+        raise LostError(f"{type(error).__name__}: {error}") from error

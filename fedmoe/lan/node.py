@@ -1,0 +1,137 @@
+"""A client process: waits for the server, answers its messages, and finds it again."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Message
+
+from fedmoe.errors import DataError, FedmoeError, RunError
+from fedmoe.lan.desk import Desk, farewell, refusal
+from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
+from fedmoe.lan.pauses import Pauses
+from fedmoe.schema.client import SeatConfig
+
+_LOG = logging.getLogger("fedmoe.lan.Node")
+_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One client of a federation, for as long as the process lives.
+
+    Attributes:
+        access: how the server is reached.
+        client: which client this is.
+        root: folder for private state.
+        data: the client's own table; `None` for its share of what the experiment names.
+        wait: seconds without a server after which it gives up.
+        stay: whether to wait for the next run when one has come to its end.
+    """
+
+    access: Access
+    client: int
+    root: Path
+    data: Path | None
+    wait: float
+    stay: bool
+
+    def run(self) -> None:
+        """Answer until a run has come to its end.
+
+        Raises:
+            RunError: there was no server for too long.
+            FedmoeError: the data or the configuration are not such that this client could train.
+        """
+        last_seen = time.monotonic()
+        told = False
+        while True:
+            try:
+                with FleetConnection(self.access) as connection:
+                    _LOG.info("client %d: connected to %s", self.client, self.access.address)
+                    told = False
+                    try:
+                        if self._answer_all(connection):
+                            return
+                    finally:
+                        last_seen = time.monotonic()
+            except LostError as error:
+                if not told:
+                    _LOG.warning(
+                        "client %d: waiting for the server at %s (%s)",
+                        self.client, self.access.address, error,
+                    )  # fmt: skip
+                    told = True
+            if time.monotonic() - last_seen > self.wait:
+                raise RunError(
+                    f"runtime.server={self.access.address}: no server for {self.wait:g} seconds "
+                    "(client.wait)"
+                )
+            time.sleep(_RETRY_SECONDS)
+
+    def _answer_all(self, connection: FleetConnection) -> bool:
+        """Answer until the server says farewell; returns whether this process is to end then."""
+        desks: dict[int, Desk] = {}
+        pauses = Pauses()
+        while True:
+            message = connection.receive()
+            if message is None:
+                pauses.wait()
+                continue
+            pauses.restart()
+            try:
+                ended = self._answer_one(connection, message, desks)
+            except RunOverError as error:
+                _LOG.warning("client %d: %s", self.client, error)
+                continue
+            if ended and not self.stay:
+                return True
+
+    def _answer_one(
+        self, connection: FleetConnection, message: Message, desks: dict[int, Desk]
+    ) -> bool:
+        """Answer a message; returns whether it was a farewell."""
+        run_id, started = message.metadata.run_id, time.perf_counter()
+        status = _farewell(message)
+        if run_id not in desks:
+            try:
+                config = connection.run_config(run_id)
+                desks.clear()  # a process serves one run at a time
+                desks[run_id] = Desk(config, run_id, self.client, self.root, self.data)
+            except (LostError, RunOverError):
+                raise
+            except Exception as error:
+                connection.send(refusal(message, error), 0.0)
+                if isinstance(error, FedmoeError):
+                    raise
+                raise RunError(f"cannot take part: {type(error).__name__}: {error}") from error
+        reply = desks[run_id].answer(message)
+        connection.send(reply, time.perf_counter() - started)
+        if reply.has_error():
+            _LOG.warning("client %d: %s", self.client, reply.error.reason)
+        if status is not None:
+            _LOG.info("client %d: the run is over (%s)", self.client, status)
+            desks.clear()
+        return status is not None
+
+
+def own_table(seat: SeatConfig) -> Path | None:
+    """The table that a client was given, whole.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if seat.data is None:
+        return None
+    path = Path(seat.data).expanduser().absolute()
+    if not path.is_file():
+        raise DataError(f"client.data={seat.data}: no such file")
+    return path
+
+
+def _farewell(message: Message) -> str | None:
+    try:
+        return farewell(message)
+    except ValueError:
+        return None

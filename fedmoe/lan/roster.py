@@ -1,0 +1,149 @@
+"""Who is there: the clients behind the nodes of a deployment, which come and go."""
+
+import logging
+import time
+from collections.abc import Iterable
+
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedmoe.errors import RunError
+from fedmoe.messages import words
+from fedmoe.messages.seams import readdressed, set_sender
+from fedmoe.ordered_grid import OrderedGrid, serialisable
+from fedmoe.simulations.cohort_grid import FIRST_NODE_ID
+
+_LOG = logging.getLogger("fedmoe.lan.Roster")
+_STEP = 0.05  # seconds between two looks
+_FAREWELL_SECONDS = 5.0
+_LIFE = 2**32  # node ids of a client's second life are as much higher
+
+
+class Roster(OrderedGrid):
+    """A grid whose nodes are clients: client k is node k + 2, as where clients are simulated.
+
+    Flower's node ids are new whenever a client connects, while strategies remember clients by
+    their nodes; so a client keeps its node here for as long as it keeps its private state. One
+    that comes back without that is another node, which has been told nothing yet.
+
+    A node of Flower's that comes in the middle of a run is asked which client it is, and counts
+    from the next time that nodes are asked for after it has answered. Where two say that they
+    are the same client, the one that said so last is: a client that was killed and started again
+    is a new node, while Flower takes the old one for alive for up to a minute.
+
+    Attributes:
+        num_clients: among whom the data are divided, there or not; 0 before `wait_for`.
+    """
+
+    def __init__(self, grid: Grid, *, resumed: bool = False) -> None:
+        """Ask nobody yet.
+
+        Args:
+            grid: Flower's.
+            resumed: whether the run goes on, so that clients should have their state.
+        """
+        super().__init__(grid, {})
+        self._resumed = resumed
+        self.num_clients = 0
+        self._flower: dict[int, int] = {}  # Flower's node by client
+        self._lives: dict[int, int] = {}  # by client, how often it came without its state
+        self._asked: dict[str, int] = {}  # Flower's node by question
+        self._known: set[int] = set()  # Flower's nodes that have been asked
+
+    def client_id(self, node_id: int) -> int:
+        """The client behind a node."""
+        return node_id % _LIFE - FIRST_NODE_ID
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are connected and known, by client."""
+        self._look()
+        return [self._node(client) for client in sorted(self._flower)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See `Grid`."""
+        asked = {}
+        sent = []
+        for message in serialisable(messages):
+            node = message.metadata.dst_node_id
+            if (flower := self._flower.get(self.client_id(node))) is not None:
+                sent.append(readdressed(message, flower))
+                asked[flower] = node
+        replies = list(self._grid.send_and_receive(sent, timeout=timeout)) if sent else []
+        for reply in replies:
+            set_sender(reply, asked.get(reply.metadata.src_node_id, reply.metadata.src_node_id))
+        return replies
+
+    def wait_for(self, least: int, seconds: float, num_clients: int) -> None:
+        """Wait until enough clients are known.
+
+        Args:
+            least: how many are enough.
+            seconds: that they may take.
+            num_clients: among whom the data are divided; others are left out.
+
+        Raises:
+            RunError: they did not come in time; names those that did.
+        """
+        self.num_clients = num_clients
+        deadline = time.monotonic() + seconds
+        while len(found := list(self.get_node_ids())) < least:
+            if time.monotonic() > deadline:
+                names = ", ".join(str(self.client_id(node)) for node in found) or "none"
+                raise RunError(
+                    f"{len(found)} of {least} clients came within {seconds:g} seconds "
+                    f"(runtime.min_clients, runtime.wait); came: {names}"
+                )
+            time.sleep(_STEP)
+        _LOG.info("%d clients are there", len(found))
+
+    def say_farewell(self, status: str) -> None:
+        """Tell the clients that their run is over, so that they may end; no answer is needed."""
+        content = RecordDict({words.CONFIG: ConfigRecord({words.FAREWELL: status})})
+        told = [Message(content, node, MessageType.QUERY) for node in self.get_node_ids()]
+        if told:
+            self.send_and_receive(told, timeout=_FAREWELL_SECONDS)
+
+    def _node(self, client: int) -> int:
+        return client + FIRST_NODE_ID + _LIFE * self._lives.get(client, 0)
+
+    def _look(self) -> None:
+        """Forget who has gone, ask who has come, and hear who has answered."""
+        connected = set(self._grid.get_node_ids())
+        for client in [c for c, node in self._flower.items() if node not in connected]:
+            _LOG.warning("client %d has gone", client)
+            del self._flower[client]
+        if new := sorted(connected - self._known):
+            questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+            told = self._grid.push_messages(questions)
+            self._asked |= {number: node for number, node in zip(told, new, strict=True) if number}
+            self._known |= set(new)
+        if self._asked:
+            for reply in self._grid.pull_messages(list(self._asked)):
+                question = reply.metadata.reply_to_message_id or ""
+                if question in self._asked:
+                    self._hear(self._asked.pop(question), reply)
+
+    def _hear(self, node: int, reply: Message) -> None:
+        """Take a node in, or note why not."""
+        if not reply.has_content():
+            _refuse(node, reply.error.reason or "it cannot say which client it is")
+            return
+        record = reply.content.get(words.METRICS)
+        told = record if isinstance(record, MetricRecord) else MetricRecord()
+        client = told.get(words.PARTITION_ID)
+        if type(client) is not int or not 0 <= client < self.num_clients:
+            allowed = f"0 to {self.num_clients - 1}"
+            _refuse(node, f"it says that it is client {client}; there are {allowed}")
+            return
+        came_before = client in self._lives
+        self._lives.setdefault(client, 0)
+        if (came_before or self._resumed) and not told.get(words.STATE_ROUND):
+            self._lives[client] += 1
+        self._flower[client] = node
+        _LOG.info("client %d has come%s", client, " again" if came_before else "")
+
+
+def _refuse(node: int, reason: str) -> None:
+    _LOG.warning("node %d is left out: %s", node, " ".join(reason.split())[:300])

@@ -1,0 +1,112 @@
+"""What a client answers, without a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from fedmoe.config import load_config, to_json
+from fedmoe.errors import ConfigError, DataError, RunError
+from fedmoe.lan.desk import Desk, farewell
+from fedmoe.lan.packing import is_packed, pack, unpack
+from fedmoe.messages import words
+from fedmoe.messages.seams import ensure_task_identity, set_message_id
+
+WORDS = [
+    "data=digits", "partition=iid", "partition.num_clients=2", "model=linear", "training=sgd",
+    "training.epochs=1", "strategy=local", "tracking.checkpoint_every=2",
+]  # fmt: skip
+RUN = {"config": to_json(load_config(WORDS)), "federation": "abc"}
+
+
+def ask(kind: str, number: int, *, packed: bool = True) -> Message:
+    ensure_task_identity()
+    content = RecordDict({words.CONFIG: ConfigRecord({words.SERVER_ROUND: number})})
+    message = Message(pack(content) if packed else content, 9, kind)
+    set_message_id(message, "m")
+    return message
+
+
+def loss(desk: Desk, number: int) -> float:
+    reply = desk.answer(ask(MessageType.TRAIN, number))
+    return float(unpack(reply.content)[words.METRICS][words.LOSS])  # type: ignore[arg-type]
+
+
+def test_a_desk_goes_on_where_another_left_off(tmp_path: Path) -> None:
+    whole = Desk(RUN, 1, 0, tmp_path / "a")
+    expected = [loss(whole, number) for number in range(1, 6)]
+    assert expected == sorted(expected, reverse=True)
+    first = Desk(RUN, 1, 0, tmp_path / "b")
+    assert [loss(first, number) for number in (1, 2, 3)] == expected[:3]
+    again = Desk(RUN, 2, 0, tmp_path / "b")
+    assert [loss(again, number) for number in (4, 5)] == expected[3:]
+
+
+def test_a_round_that_is_asked_for_again_is_answered_alike(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path)
+    expected = [loss(desk, number) for number in range(1, 6)]
+    assert loss(desk, 5) == expected[4]
+    assert [loss(desk, number) for number in (3, 4, 5)] == expected[2:]  # back to a checkpoint
+
+
+def test_what_comes_packed_goes_packed(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path)
+    for packed in (True, False):
+        reply = desk.answer(ask(MessageType.TRAIN, 1, packed=packed))
+        assert is_packed(reply.content) == packed
+        unpack(reply.content)
+
+
+def test_a_query_is_told_who_this_is_and_what_it_has(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 1, tmp_path)
+    desk.answer(ask(MessageType.TRAIN, 1))
+    record = desk.answer(ask(MessageType.QUERY, 0)).content[words.METRICS]
+    assert dict(record) == {words.PARTITION_ID: 1, words.STATE_ROUND: 1}
+
+
+def test_a_state_that_cannot_be_kept_is_not_used(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path / "state")
+    (tmp_path / "state").write_text("a file where the folder should be")
+    reply = desk.answer(ask(MessageType.TRAIN, 1))
+    assert reply.has_error() and "NotADirectoryError" in str(reply.error.reason)
+    (tmp_path / "state").unlink()
+    assert loss(desk, 1) == loss(Desk(RUN, 1, 0, tmp_path / "other"), 1)
+
+
+def test_nonsense_is_an_error_reply(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path)
+    message = ask(MessageType.TRAIN, 1)
+    message.content[words.CONFIG] = ConfigRecord({"b": 1})
+    assert desk.answer(message).has_error()  # packed, and something beside it
+
+
+def test_a_farewell_is_understood() -> None:
+    assert farewell(ask(MessageType.QUERY, 0)) is None
+    said = ask(MessageType.QUERY, 0, packed=False)
+    said.content[words.CONFIG] = ConfigRecord({words.FAREWELL: "completed"})
+    assert farewell(said) == "completed"
+    said.metadata.message_type = MessageType.TRAIN
+    assert farewell(said) is None
+
+
+def test_who_cannot_take_part_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"client.partition=2: this federation has 2 clients"):
+        Desk(RUN, 1, 2, tmp_path)
+    with pytest.raises(ConfigError, match="no resolved configuration"):
+        Desk({"overrides": "+experiment=fedavg"}, 1, 0, tmp_path)
+    with pytest.raises(RunError, match="not a plain name"):
+        Desk({**RUN, "federation": "../x"}, 1, 0, tmp_path)
+    with pytest.raises(DataError, match="data=digits: a client can bring a table of its own only"):
+        Desk(RUN, 1, 0, tmp_path, tmp_path / "mine.csv")
+    words_of_sites = [
+        "data=table", "data.target=y", "data.features=[a]", "data.task=regression",
+        "partition=iid", "partition.num_clients=2", "model=linear",
+    ]  # fmt: skip
+    sites = {"config": to_json(load_config(words_of_sites))}
+    with pytest.raises(ConfigError, match=r"client\.data: no value given"):
+        Desk(sites, 1, 0, tmp_path)
+    rows = "".join(f"{value},{value * 2}\n" for value in np.linspace(0, 1, 20))
+    (tmp_path / "mine.csv").write_text(f"a,y\n{rows}")
+    desk = Desk(sites, 1, 1, tmp_path, tmp_path / "mine.csv")
+    assert desk.experiment.data.num_samples == 20

@@ -1,0 +1,200 @@
+"""What is relied on of Flower's Fleet and Runtime APIs, which are not public."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedResponse,
+    PullObjectResponse,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from fedmoe.lan import fast_grid, fleet
+from fedmoe.lan.fast_grid import FastGrid, fast
+from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
+from fedmoe.lan.packing import is_packed
+from fedmoe.messages.arrays import to_record
+from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
+
+
+class Link:
+    """Flower's client, and the SuperLink behind it: objects come only when asked for twice."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Message] = []
+        self.objects: dict[str, bytes] = {}
+        self.asked: dict[str, int] = {}
+        self.pushed: list[Any] = []
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        def call(request: Any) -> Any:
+            self.calls.append(name)
+            if self.error is not None:
+                raise self.error
+            return self.reply(name, request)
+
+        return call
+
+    def hold(self, message: Message) -> None:
+        set_message_id(message, message.object_id)
+        self.waiting.append(message)
+        self.objects |= {key: o.deflate() for key, o in get_all_nested_objects(message).items()}
+
+    def reply(self, name: str, request: Any) -> Any:
+        if name == "ActivateNode":
+            return type("Activated", (), {"node_id": 77})
+        if name == "PullMessages":
+            kind = PullMessagesResponse if hasattr(request, "node") else PullAppMessagesResponse
+            now, self.waiting = self.waiting[:1], self.waiting[1:]
+            return kind(
+                messages_list=[message_to_proto(message) for message in now],
+                message_object_trees=[get_object_tree(message) for message in now],
+            )
+        if name == "PullObject":
+            self.asked[request.object_id] = times = self.asked.get(request.object_id, 0) + 1
+            found = self.objects[request.object_id] if times > 1 else b""
+            return PullObjectResponse(
+                object_found=True, object_available=times > 1, object_content=found
+            )
+        if name == "PushMessages":
+            self.pushed.append(request)
+            ids = [key for tree in request.message_object_trees for key in _ids(tree)]
+            return PushMessagesResponse(objects_to_push=ids, session_id="s")
+        if name == "PushObject":
+            assert request.session_id == "s"
+            self.objects[request.object_id] = request.object_content
+            return PushObjectResponse(stored=True)
+        return ConfirmMessageReceivedResponse()
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def _ids(tree: Any) -> Iterator[str]:
+    yield tree.object_id
+    for child in tree.children:
+        yield from _ids(child)
+
+
+def content() -> RecordDict:
+    arrays = to_record({"w": np.arange(5, dtype=np.float32)})
+    return RecordDict({"arrays": arrays, "metrics": MetricRecord({"loss": 0.5})})
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+    ensure_task_identity()
+    link = Link()
+    monkeypatch.setattr(FleetHttpClient, "from_server_address", lambda *a, **k: link)
+    return link
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """The shortest and longest pause of each fetch, while an object is under way."""
+    seen = []
+
+    def fetch(*args: Any, **options: Any) -> dict[str, bytes]:
+        seen.append((options["initial_backoff"], options["backoff_cap"]))
+        return pull_objects(*args, **options)
+
+    monkeypatch.setattr(fleet, "pull_objects", fetch)
+    monkeypatch.setattr(fast_grid, "pull_objects", fetch)
+    return seen
+
+
+def test_a_message_comes_and_its_reply_goes(link: Link, pauses: list[tuple[float, float]]) -> None:
+    sent = Message(content(), 77, MessageType.TRAIN)
+    link.hold(sent)
+    with FleetConnection(Access(address="here:1")) as connection:
+        message = connection.receive()
+        assert connection.receive() is None
+        assert message is not None and message.content.object_id == content().object_id
+        assert message.metadata.message_id == sent.metadata.message_id
+        connection.send(Message(content(), reply_to=message), 0.25)
+    assert pauses == [(0.005, 0.2)]  # Flower's own begin with a second
+    (pushed,) = link.pushed
+    told = message_from_proto(pushed.messages_list[0])
+    assert told.metadata.reply_to_message_id == sent.metadata.message_id
+    assert list(pushed.clientapp_runtime_list) == [0.25]
+    number = told.metadata.message_id
+    reply = inflate_object_from_contents(number, dict(link.objects))
+    assert isinstance(reply, Message) and reply.content.object_id == content().object_id
+    kept = [c for c in link.calls if c not in ("PullObject", "PushObject", "SendNodeHeartbeat")]
+    assert kept == [
+        "RegisterNode", "ActivateNode", "PullMessages", "ConfirmMessageReceived", "PullMessages",
+        "PushMessages", "DeactivateNode", "UnregisterNode", "close",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "raised"), [(403, RunOverError), (401, LostError)])
+def test_refusals_are_told_apart(link: Link, status: int, raised: type[Exception]) -> None:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://here"), text="{}")
+    with FleetConnection(Access(address="here:1")) as connection:
+        link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
+        with pytest.raises(raised):
+            connection.receive()
+
+
+def test_a_server_that_is_gone_is_lost(link: Link) -> None:
+    link.error = httpx.ConnectError("refused")
+    with pytest.raises(LostError, match="refused"), FleetConnection(Access(address="here:1")):
+        raise AssertionError("never connected")
+
+
+def test_the_grid_fetches_at_once_and_packs(
+    monkeypatch: pytest.MonkeyPatch, link: Link, pauses: list[tuple[float, float]]
+) -> None:
+    grid = HttpGrid("here:1", insecure=True, token="t")
+    grid.set_run(empty_run(1))
+    monkeypatch.setattr(HttpGrid, "_runtime_client", property(lambda self: link))
+    pushed: list[Message] = []
+
+    def push(_: HttpGrid, messages: list[Message]) -> list[str]:
+        pushed.extend(messages)
+        return ["m"]
+
+    monkeypatch.setattr(HttpGrid, "push_messages", push)
+    quick = fast(grid)
+    assert isinstance(quick, FastGrid) and fast(quick) is quick
+
+    asked = Message(content(), 77, MessageType.TRAIN)
+    set_message_id(asked, "m")
+    link.hold(Message(content(), reply_to=asked))
+    (reply,) = quick.send_and_receive([asked], timeout=20.0)
+    assert pauses == [(0.005, 0.2)]
+    assert reply.content.object_id == content().object_id
+    assert is_packed(pushed[0].content) and not is_packed(asked.content)
+    assert not list(quick.send_and_receive([asked], timeout=0.1))
+
+
+def test_flower_still_has_the_signatures() -> None:
+    for name in (
+        "RegisterNode", "ActivateNode", "DeactivateNode", "UnregisterNode", "SendNodeHeartbeat",
+        "PullMessages", "PushMessages", "GetRun", "GetFab", "PushObject", "PullObject",
+        "ConfirmMessageReceived",
+    ):  # fmt: skip
+        assert list(inspect.signature(getattr(FleetHttpClient, name)).parameters)[1:] == ["request"]
+    made = inspect.signature(FleetHttpClient.from_server_address).parameters
+    assert list(made)[:4] == ["server_address", "insecure", "root_certificates", "interceptors"]
+    assert {"max_time", "initial_backoff", "backoff_cap"} <= inspect.signature(
+        pull_objects
+    ).parameters.keys()
+    assert isinstance(inspect.getattr_static(HttpGrid, "_runtime_client"), property)
+    client = Access(address="127.0.0.1:1").client(FleetConnection(Access(address="h:1"))._keys)
+    with pytest.raises(httpx.ConnectError):
+        client.PullMessages(PullMessagesResponse())

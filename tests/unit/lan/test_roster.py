@@ -1,0 +1,140 @@
+"""Clients that come, go, and come again, over a grid of Flower's."""
+
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedmoe.errors import RunError
+from fedmoe.lan.roster import Roster
+from fedmoe.messages import words
+from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
+
+SECOND_LIFE = 2**32
+
+
+class FlowerGrid(Grid):
+    """Nodes by Flower's id, each with what it says of itself; those without are silent."""
+
+    def __init__(self, **said: MetricRecord | str) -> None:
+        ensure_task_identity()
+        self.said = {int(node.removeprefix("n")): one for node, one in said.items()}
+        self.sent: list[Message] = []
+
+    def set_run(self, run: Run) -> None: ...
+
+    @property
+    def run(self) -> Run:
+        return empty_run(1)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str,
+        ttl: float | None = None,
+    ) -> Message:  # fmt: skip
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.said)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            set_message_id(message, str(len(self.sent)))
+            self.sent.append(message)
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.answer(self.sent[int(number)]) for number in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(list(messages)))
+
+    def answer(self, message: Message) -> Message:
+        said = self.said[message.metadata.dst_node_id]
+        if isinstance(said, str):
+            return Message(Error(2, said), reply_to=message)
+        return Message(RecordDict({words.METRICS: said}), reply_to=message)
+
+
+def client(number: int, state_round: int = 0) -> MetricRecord:
+    return MetricRecord({words.PARTITION_ID: number, words.STATE_ROUND: state_round})
+
+
+def roster(grid: FlowerGrid, least: int = 1, *, resumed: bool = False) -> Roster:
+    made = Roster(grid, resumed=resumed)
+    made.wait_for(least, 5.0, num_clients=3)
+    return made
+
+
+def test_nodes_are_clients_as_where_they_are_simulated() -> None:
+    made = roster(FlowerGrid(n70=client(2), n80=client(0), n90=client(1)), 3)
+    assert list(made.get_node_ids()) == [2, 3, 4]
+    assert [made.client_id(node) for node in (2, 3, 4)] == [0, 1, 2]
+
+
+def test_messages_go_to_flowers_nodes_and_replies_come_from_ours() -> None:
+    grid = FlowerGrid(n70=client(1), n80=client(0))
+    made = roster(grid, 2)
+    message = Message(RecordDict(), 3, MessageType.TRAIN)
+    (reply,) = made.send_and_receive([message])
+    assert grid.sent[-1].metadata.dst_node_id == 70
+    assert message.metadata.dst_node_id == 3  # the strategy's own stays as it was
+    assert reply.metadata.src_node_id == 3
+    assert not made.send_and_receive([Message(RecordDict(), 4, MessageType.TRAIN)])  # not there
+
+
+def test_those_who_are_nobody_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    odd = MetricRecord({words.PARTITION_ID: 0.5})
+    grid = FlowerGrid(n1=client(0), n2=client(3), n3="no column 'dose'", n4=odd, n5=client(-1))
+    assert list(roster(grid).get_node_ids()) == [2]
+    assert "node 3 is left out: no column 'dose'" in caplog.text
+    assert "node 2 is left out: it says that it is client 3; there are 0 to 2" in caplog.text
+    assert caplog.text.count("is left out") == 4
+    asked = len(grid.sent)
+    assert asked == 5
+
+
+def test_one_that_comes_again_with_its_state_is_the_same_node() -> None:
+    grid = FlowerGrid(n1=client(0), n2=client(1))
+    made = roster(grid, 2)
+    del grid.said[1]
+    assert list(made.get_node_ids()) == [3]
+    grid.said[9] = client(0, state_round=4)
+    assert list(made.get_node_ids()) == [2, 3]
+    grid.said[10] = client(0, state_round=5)  # the old connection may seem alive for a while
+    assert list(made.get_node_ids()) == [2, 3]
+    (reply,) = made.send_and_receive([Message(RecordDict(), 2, MessageType.TRAIN)])
+    assert grid.sent[-1].metadata.dst_node_id == 10 and reply.metadata.src_node_id == 2
+
+
+def test_one_that_comes_again_without_is_another_node_of_the_same_client() -> None:
+    grid = FlowerGrid(n1=client(0))
+    made = roster(grid)
+    grid.said = {9: client(0)}
+    assert list(made.get_node_ids()) == [2 + SECOND_LIFE]
+    assert made.client_id(2 + SECOND_LIFE) == 0
+    grid.said = {10: client(0, state_round=1)}
+    assert list(made.get_node_ids()) == [2 + SECOND_LIFE]
+
+
+def test_in_a_run_that_goes_on_clients_should_have_their_state() -> None:
+    grid = FlowerGrid(n1=client(0, state_round=7), n2=client(1))
+    assert list(roster(grid, 2, resumed=True).get_node_ids()) == [2, 3 + SECOND_LIFE]
+
+
+def test_too_few_clients_are_named() -> None:
+    made = Roster(FlowerGrid(n1=client(2)))
+    with pytest.raises(RunError, match=r"1 of 2 clients came within 0.1 seconds .*; came: 2$"):
+        made.wait_for(2, 0.1, num_clients=3)
+
+
+def test_farewell_is_said_to_all() -> None:
+    grid = FlowerGrid(n1=client(0), n2=client(1))
+    roster(grid, 2).say_farewell("completed")
+    for message in grid.sent[-2:]:
+        record = message.content[words.CONFIG]
+        assert message.metadata.message_type == MessageType.QUERY
+        assert record[words.FAREWELL] == "completed"
