@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 from fedmoe.errors import RunError
 from fedmoe.messages import words
@@ -48,6 +49,7 @@ class Roster(OrderedGrid):
         self._flower: dict[int, int] = {}  # Flower's node by client
         self._lives: dict[int, int] = {}  # by client, how often it came without its state
         self._asked: dict[str, int] = {}  # Flower's node by question
+        self._sent: dict[str, tuple[int, int]] = {}  # by message, Flower's node and ours
         self._known: set[int] = set()  # Flower's nodes that have been asked
 
     def client_id(self, node_id: int) -> int:
@@ -59,6 +61,35 @@ class Roster(OrderedGrid):
         self._look()
         return [self._node(client) for client in sorted(self._flower)]
 
+    @override
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """See `Grid`; nothing for a client that has gone."""
+        numbers, sent, places, nodes = list[str](), list[Message](), list[int](), list[int]()
+        for message in serialisable(messages):
+            node = message.metadata.dst_node_id
+            if (flower := self._flower.get(self.client_id(node))) is not None:
+                sent.append(readdressed(message, flower))
+                places.append(len(numbers))
+                nodes.append(node)
+            numbers.append("")
+        told = self._grid.push_messages(sent) if sent else []
+        for place, node, message, number in zip(places, nodes, sent, told, strict=False):
+            if number:
+                numbers[place] = number
+                self._sent[number] = (message.metadata.dst_node_id, node)
+        return numbers
+
+    @override
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """See `Grid`; replies are those of the nodes that were asked."""
+        replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            flower, node = self._sent.pop(reply.metadata.reply_to_message_id or "", (0, 0))
+            if node and reply.metadata.src_node_id == flower:
+                set_sender(reply, node)
+        return replies
+
+    @override
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
