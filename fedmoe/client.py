@@ -72,11 +72,16 @@ def _take_part(config: ClientProcessConfig) -> None:
 
         run_supernode(config, root)
         return
+    from fedmoe.lan.access import client_keys
     from fedmoe.lan.fleet import Access
     from fedmoe.lan.node import Node, own_table
 
+    address, keys = config.runtime.server, client_keys(seat)
+    access = Access(address=address)
+    if keys is not None:
+        access = Access(address=address, root_certificates=keys.root_certificates, keys=keys.pair())
     Node(
-        access=Access(address=config.runtime.server),
+        access=access,
         client=seat.partition, root=root, data=own_table(seat), wait=seat.wait, stay=seat.stay,
     ).run()  # fmt: skip
 

@@ -17,9 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedmoe.binding import check_binding
 from fedmoe.configuration.dividing import divided_among
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.lan import RESUME, RUN_DIR
+from fedmoe.lan.access import ServerKeys
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import Asked, asked_to_end, raise_as
 from fedmoe.lan.superlink import SuperLink
@@ -58,6 +60,7 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         SystemExit: after SIGTERM, likewise.
     """
     config = _shared_out(config, typed)
+    warnings = _binding(config)
     directory = open_run_directory(config, run_dir)
     home = directory.path / ".flower"
     environment = {
@@ -74,6 +77,8 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
             asked_to_end() as asked,
             Family(environment, log) as family,
         ):
+            for warning in warnings:
+                _LOG.warning("%s", warning)
             return _Launch(config, directory, family, asked).run(home, log)
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -97,6 +102,22 @@ def _shared_out(config: ExperimentConfig, typed: Collection[str]) -> ExperimentC
             "clients (partition.num_clients)"
         )
     return config
+
+
+def _binding(config: ExperimentConfig) -> list[str]:
+    """What others can reach of the server.
+
+    Raises:
+        ConfigError: it would be open to strangers without being asked to, or keys are missing.
+    """
+    runtime = config.runtime
+    assert isinstance(runtime, LanConfig)
+    has_keys = runtime.keys is not None
+    if has_keys:
+        ServerKeys.of(str(runtime.keys))
+    return check_binding(
+        runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
+    )
 
 
 def _federation(directory: RunDirectory) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe.errors import RunError
+from fedmoe.lan.access import ServerKeys
 from fedmoe.lan.bundle import CONNECTION, write_bundle, write_connection
 from fedmoe.lan.processes import Family
 from fedmoe.schema import ExperimentConfig, LanConfig
@@ -25,7 +26,14 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 def superlink_arguments(config: LanConfig) -> list[str]:
     """What `flower-superlink` is told: where to listen, and how to be secure."""
-    return ["--host", config.host, "--port", str(config.port), "--insecure"]
+    where = ["--host", config.host, "--port", str(config.port)]
+    if config.keys is None:
+        return [*where, "--insecure"]
+    keys = ServerKeys.of(config.keys)
+    return [
+        *where, "--ssl-ca-certfile", str(keys.root_certificates), "--ssl-certfile",
+        str(keys.certificate), "--ssl-keyfile", str(keys.key), "--enable-supernode-auth",
+    ]  # fmt: skip
 
 
 class SuperLink:
@@ -59,7 +67,8 @@ class SuperLink:
             RunError: it ended, or did not listen in time; with its last line.
         """
         self._refuse_taken_port()
-        write_connection(self._home, self.address, None)
+        keys = None if self._config.keys is None else ServerKeys.of(self._config.keys)
+        write_connection(self._home, self.address, None if keys is None else keys.root_certificates)
         self._process = self._family.start(
             [program("flower-superlink"), *superlink_arguments(self._config)]
         )
@@ -69,6 +78,8 @@ class SuperLink:
             if time.monotonic() > deadline:
                 raise RunError(f"the SuperLink did not listen at {self.address}; see {self._log}")
             time.sleep(_STEP)
+        for public_key in () if keys is None else keys.clients:
+            self._flwr("supernode", "register", str(public_key), CONNECTION)
 
     def check(self) -> None:
         """See that it still runs.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fedmoe.errors import RunError
+from fedmoe.lan.access import client_keys
 from fedmoe.lan.node import own_table
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import asked_to_end, raise_as
@@ -31,10 +32,20 @@ def supernode_arguments(config: ClientProcessConfig, root: Path, port: int) -> l
     node = f"partition-id={config.client.partition} {STATE}={_quoted(str(root))}"
     if (data := own_table(config.client)) is not None:
         node += f" {DATA}={_quoted(str(data))}"
-    return [
-        "--superlink", config.runtime.server, "--insecure", "--port", str(port),
-        "--node-config", node,
+    keys = client_keys(config.client)
+    secure = ["--insecure"] if keys is None else [
+        "--root-certificates", str(keys.root_certificates),
+        "--auth-supernode-private-key", str(keys.private_key),
     ]  # fmt: skip
+    return [
+        "--superlink",
+        config.runtime.server,
+        *secure,
+        "--port",
+        str(port),
+        "--node-config",
+        node,
+    ]
 
 
 def run_supernode(config: ClientProcessConfig, root: Path) -> None:

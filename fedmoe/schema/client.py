@@ -25,6 +25,8 @@ class SeatConfig:
 
     Attributes:
         partition: its number, from 0.
+        keys: a folder with `ca.crt` and this client's `client-NUMBER`, as `fedmoe.keys` makes
+            them; `None` for a plain connection.
         data: its own table; `None` for its share of the data that the experiment names.
         mode: `inprocess` answers in this process, which stays; `supernode` runs Flower's
             SuperNode, which starts a process for each message.
@@ -34,6 +36,7 @@ class SeatConfig:
     """
 
     partition: Annotated[int, Field(ge=0)] | None
+    keys: str | None
     data: str | None
     mode: Literal["inprocess", "supernode"]
     state: Annotated[str, Field(min_length=1)]

@@ -90,6 +90,9 @@ class LanConfig(RuntimeBase):
         min_clients: how many clients are waited for; the data are divided among as many, unless
             the configuration is told another number of them.
         wait: seconds that they may take to come.
+        keys: the folder that `fedmoe.keys` made: connections are encrypted, and only clients whose
+            keys are there may join; `None` for plain connections and anybody.
+        insecure: whether to listen without keys where other machines can reach it.
     """
 
     name: Literal["lan"]
@@ -97,6 +100,8 @@ class LanConfig(RuntimeBase):
     port: Annotated[int, Field(ge=1, le=65535)]
     min_clients: Count
     wait: Positive
+    keys: str | None
+    insecure: bool
 
 
 RuntimeConfig = Annotated[InProcessConfig | RayConfig | LanConfig, Field(discriminator="name")]

@@ -11,6 +11,7 @@ import pytest
 from lan_runs import PATIENCE, REPOSITORY, Stage, free_port, wait_until
 
 from fedmoe.config import load_config
+from fedmoe.keys import make_keys
 from fedmoe.lan.bundle import CONNECTION, write_connection
 from fedmoe.simulations import run_experiment
 
@@ -205,3 +206,33 @@ def test_the_same_apps_run_under_flowers_own_commands(stage: Stage, tmp_path: Pa
     (summary,) = stage.folder.glob("runs/*/*/summary.json")
     folder = str(summary.parent.relative_to(stage.folder))
     assert_alike(stage.rounds(folder), in_process(words, tmp_path / "own", clients=1))
+
+
+def test_with_keys_strangers_are_kept_out_and_the_numbers_stay(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """TLS and a key for each client; one whose key the server does not know, and one without."""
+    make_keys(stage.folder / "keys", clients=2)
+    make_keys(stage.folder / "others", clients=1)
+    (stage.folder / "others" / "ca.crt").write_bytes(
+        (stage.folder / "keys" / "ca.crt").read_bytes()
+    )
+    words = ["+experiment=insight", *SMALL]
+    strangers = [stage.client(0, "client.keys=others"), stage.client(1)]
+    server = stage.server(*words, "runtime.keys=keys", "runtime.min_clients=2", name="run")
+    own = [stage.client(number, "client.keys=keys") for number in range(2)]
+    assert server.wait(PATIENCE) == 0, stage.log("run")
+    assert [client.wait(PATIENCE) for client in own] == [0, 0]
+    assert all(stranger.poll() is None for stranger in strangers)  # they still try
+    assert_alike(stage.rounds("run"), in_process(words, tmp_path / "own", clients=2))
+    private = [line for line in (stage.folder / "keys" / "client-0").read_text().splitlines()[1:3]]
+    logged = "".join(path.read_text() for path in (stage.folder / "run").glob("*.log"))
+    assert not any(line in logged for line in private)
+
+
+def test_no_server_is_open_to_other_machines_unless_it_is_asked_to_be(stage: Stage) -> None:
+    server = stage.server("+experiment=fedavg", "runtime.host=0.0.0.0")
+    assert server.wait(PATIENCE) == 2
+    last = stage.log("server").splitlines()[-1]
+    assert last.startswith("fedmoe: error: runtime.host=0.0.0.0: other machines could read along")
+    assert "runtime.insecure=true" in last

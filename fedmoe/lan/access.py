@@ -1,0 +1,102 @@
+"""The keys of a deployment, as `fedmoe.keys` makes them: a server's folder, and a client's."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from fedmoe.errors import ConfigError
+from fedmoe.keys import client_files
+from fedmoe.schema.client import SeatConfig
+
+_ROOT, _CERTIFICATE, _KEY = "ca.crt", "server.pem", "server.key"
+_PUBLIC = re.compile(r"client-(\d+)\.pub")
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """What a server needs.
+
+    Attributes:
+        root_certificates: what its certificate comes from.
+        certificate: its own.
+        key: that belongs to it.
+        clients: public keys of the clients that may join, by number.
+    """
+
+    root_certificates: Path
+    certificate: Path
+    key: Path
+    clients: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, folder: str) -> Self:
+        """Those of a folder.
+
+        Raises:
+            ConfigError: one is not there.
+        """
+        root, certificate, key = (
+            _there(folder, name, "runtime.keys") for name in (_ROOT, _CERTIFICATE, _KEY)
+        )
+        numbers = sorted(
+            int(found[1])
+            for path in root.parent.iterdir()
+            if (found := _PUBLIC.fullmatch(path.name))
+        )
+        clients = tuple(client_files(root.parent, number)[1] for number in numbers)
+        if not clients:
+            raise ConfigError(f"runtime.keys={folder}: no client has a key there (client-0.pub)")
+        return cls(root, certificate, key, clients)
+
+
+@dataclass(frozen=True)
+class ClientKeys:
+    """What a client needs.
+
+    Attributes:
+        root_certificates: what the server's certificate must come from.
+        private_key: its own.
+    """
+
+    root_certificates: Path
+    private_key: Path
+
+    def pair(self) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
+        """The private and the public key.
+
+        Raises:
+            ConfigError: the file holds no such key.
+        """
+        try:
+            key = load_ssh_private_key(self.private_key.read_bytes(), None)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"client.keys: {self.private_key}: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"client.keys: {self.private_key}: must be a key of fedmoe.keys")
+        return key, key.public_key()
+
+
+def client_keys(seat: SeatConfig) -> ClientKeys | None:
+    """A client's keys, if it has any.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    if seat.keys is None:
+        return None
+    assert seat.partition is not None
+    root = _there(seat.keys, _ROOT, "client.keys")
+    name = client_files(root.parent, seat.partition)[0].name
+    return ClientKeys(root, _there(seat.keys, name, "client.keys"))
+
+
+def _there(folder: str, name: str, key: str) -> Path:
+    path = Path(folder).expanduser().absolute() / name
+    if not path.is_file():
+        raise ConfigError(f"{key}={folder}: there is no {name}; python -m fedmoe.keys makes it")
+    return path
