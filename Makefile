@@ -13,10 +13,14 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check setup benchmark benchmark-peers clean
+.PHONY: demo lan-demo test check setup benchmark benchmark-peers clean
 
 demo: $(STAMP)
 	$(BIN)/python -m fedmoe.simulate +experiment=insight
+
+# A server and three clients in processes of their own, with TLS and keys, on this machine.
+lan-demo: $(STAMP)
+	PYTHON=$(BIN)/python examples/lan/demo.sh digits
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

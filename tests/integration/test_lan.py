@@ -225,7 +225,7 @@ def test_with_keys_strangers_are_kept_out_and_the_numbers_stay(
     assert [client.wait(PATIENCE) for client in own] == [0, 0]
     assert all(stranger.poll() is None for stranger in strangers)  # they still try
     assert_alike(stage.rounds("run"), in_process(words, tmp_path / "own", clients=2))
-    private = [line for line in (stage.folder / "keys" / "client-0").read_text().splitlines()[1:3]]
+    private = list((stage.folder / "keys" / "client-0").read_text().splitlines()[1:3])
     logged = "".join(path.read_text() for path in (stage.folder / "run").glob("*.log"))
     assert not any(line in logged for line in private)
 
