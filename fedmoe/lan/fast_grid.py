@@ -22,47 +22,26 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
+from typing_extensions import override
 
 from fedmoe.lan.packing import pack, unpack
 from fedmoe.lan.pauses import Pauses
 from fedmoe.messages.seams import set_message_id, with_content
+from fedmoe.passing_grid import PassingGrid
 
 _LOG = logging.getLogger("fedmoe.lan.FastGrid")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked for again
 
 
-class FastGrid(Grid):
+class FastGrid(PassingGrid):
     """Sends packed messages by Flower's grid, and waits for the replies by itself."""
 
     def __init__(self, grid: HttpGrid) -> None:
-        self._grid = grid
+        super().__init__(grid)
+        self._http = grid
 
-    def set_run(self, run: Run) -> None:
-        """See `Grid`."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See `Grid`."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid`."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
-        return self._grid.get_node_ids()
-
+    @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid`; contents that several messages share still are one."""
         known: dict[int, RecordDict] = {}
@@ -74,14 +53,15 @@ class FastGrid(Grid):
             sent.append(with_content(message, known[id(content)]))
         return self._grid.push_messages(sent)
 
+    @override
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid`; a reply whose arrays never came is left out."""
-        client = self._grid._runtime_client
+        client = self._http._runtime_client
         pulled = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        run_id, replies = self._grid.run.run_id, []
+        run_id, replies = self._http.run.run_id, []
         for told, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
             number = told.metadata.message_id
-            pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, run_id)
+            pull = make_pull_object_fn_protobuf(client.PullObject, self._http.node, run_id)
             ids = [part.object_id for part in iterate_object_tree(tree)]
             try:
                 contents = pull_objects(
@@ -93,7 +73,7 @@ class FastGrid(Grid):
                 continue
             client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(
-                    node=self._grid.node, run_id=run_id, message_object_id=number
+                    node=self._http.node, run_id=run_id, message_object_id=number
                 )
             )
             message = cast(Message, inflate_object_from_contents(number, contents))
@@ -101,6 +81,7 @@ class FastGrid(Grid):
             replies.append(_unpacked(message))
         return replies
 
+    @override
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
