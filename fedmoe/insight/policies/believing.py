@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.payloads.gaussians import totals_of
 from fedmoe.insight.payloads.products import unpacked
-from fedmoe.insight.policies.clustering import clusters_in
+from fedmoe.insight.policies.clustering import clusters_in, of_clients
 from fedmoe.insight.policies.robust import vet_classes
 
 Doubles = NDArray[np.float64]
@@ -66,10 +66,8 @@ def believed_gaussians(
     label_K, weight_K = np.zeros(len(clients), dtype=np.int64), vetted.weight_K
     if of == "cluster":
         ids, found = clusters_in(memory)
-        label_of = dict(zip(ids.tolist(), found.label_K.tolist(), strict=True))
-        weight_of = dict(zip(ids.tolist(), found.weight_K.tolist(), strict=True))
-        label_K = np.array([label_of.get(one, -1) for one in clients.tolist()], dtype=np.int64)
-        others_K = np.array([weight_of.get(one, 0.0) for one in clients.tolist()])
+        label_K = of_clients(clients, ids, found.label_K, -1)
+        others_K = of_clients(clients, ids, found.weight_K, 0.0)
         weight_K, suspects = np.minimum(weight_K, others_K), found.suspects | suspects
     odd_K = _other_sums(memory, clients, count_KO, sum_KOD, total_KO, trace_KO)
     odd_K |= _other_products(memory, clients, (count_KO, sum_KOD, total_KO), bases)

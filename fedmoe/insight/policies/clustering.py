@@ -5,6 +5,7 @@ Letters: K clients, O classes, D features, G clusters, N numbers that clusters m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,22 @@ def _named(
         tuple(clients[vetted.capped].tolist()),
         {int(clients[place]): suspects[place] for place in sorted(suspects)},
     )  # fmt: skip
+
+
+def of_clients(
+    clients: NDArray[np.int64], ids: NDArray[np.int64], values: NDArray[Any], missing: float
+) -> NDArray[Any]:
+    """(K,) what is known of some clients by others' order.
+
+    Args:
+        clients: (K,) ids.
+        ids: whose the values are.
+        values: one of each of `ids`.
+        missing: for a client that is not among them.
+    """
+    value_of = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    found = [value_of.get(client, missing) for client in clients.tolist()]
+    return np.array(found, dtype=values.dtype)
 
 
 def renamed(

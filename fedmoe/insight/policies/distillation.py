@@ -33,7 +33,7 @@ from typing_extensions import override
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
 from fedmoe.insight.policies.base import NOTHING, Policy
-from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in
+from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in, of_clients
 from fedmoe.schema import DistillationPolicyConfig
 
 Doubles = NDArray[np.float64]
@@ -93,8 +93,7 @@ class Distillation(Policy):
         if self.config.of == "federation":
             return np.zeros(len(clients), dtype=np.int64)
         found_clients, found = clusters_in(memory)
-        label_of = dict(zip(found_clients.tolist(), found.label_K.tolist(), strict=True))
-        return np.array([label_of.get(c, -1) for c in clients.tolist()], dtype=np.int64)
+        return of_clients(clients, found_clients, found.label_K, -1)
 
     def _labels(self, probs_KSO: Doubles) -> NDArray[np.float32]:
         """(S, O) what some clients say on average, sharpened."""

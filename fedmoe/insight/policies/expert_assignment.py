@@ -32,7 +32,7 @@ from typing_extensions import override
 from fedmoe.data.federation import Ints
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy, State
+from fedmoe.insight.policies.base import NOTHING, Policy, State
 from fedmoe.insight.policies.clustering import (
     CLUSTER_ARRAYS,
     CLUSTERED_BY,
@@ -43,7 +43,6 @@ from fedmoe.insight.policies.robust import unlike
 from fedmoe.insight.sketches import cluster_sketches
 from fedmoe.schema import ExpertAssignmentPolicyConfig
 
-_NOBODY = Guidance()
 _SKETCH = "gradient_sketch"  # the payload, and its array
 
 
@@ -113,7 +112,7 @@ class ExpertAssignment(Policy):
 
     def _tell_experts(self) -> None:
         self._advice = {
-            cluster: self._advice.get(cluster, _NOBODY).with_parts(
+            cluster: self._advice.get(cluster, NOTHING).with_parts(
                 {"expert": np.array(1 + cluster, dtype=np.float32)}
             )
             for cluster in sorted(set(self._cluster_of.values()))
@@ -122,7 +121,7 @@ class ExpertAssignment(Policy):
     @override
     def advise(self, client_id: int) -> Guidance:
         if self.setting.num_experts is None or client_id not in self._cluster_of:
-            return _NOBODY
+            return NOTHING
         return self._advice[self._cluster_of[client_id]]
 
     @override

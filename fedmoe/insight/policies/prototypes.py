@@ -28,11 +28,9 @@ from typing_extensions import override
 
 from fedmoe.insight.guidance import Guidance
 from fedmoe.insight.memory import Memory
-from fedmoe.insight.policies.base import Policy
+from fedmoe.insight.policies.base import NOTHING, Policy
 from fedmoe.insight.policies.clustering import CLUSTERED_BY, clusters_in, everybody_in
 from fedmoe.schema import PrototypesPolicyConfig
-
-_NOBODY = Guidance()
 
 
 class Prototypes(Policy):
@@ -69,7 +67,7 @@ class Prototypes(Policy):
         self._advice = {
             cluster: self._means(
                 sum_KOD[label_K == cluster], count_KO[label_K == cluster],
-                self._advice.get(cluster, _NOBODY),
+                self._advice.get(cluster, NOTHING),
             )
             for cluster in range(int(label_K.max()) + 1)
         }  # fmt: skip
@@ -101,4 +99,4 @@ class Prototypes(Policy):
     @override
     def advise(self, client_id: int) -> Guidance:
         default = 0 if self.config.of == "federation" else -1
-        return self._advice.get(self._cluster_of.get(client_id, default), _NOBODY)
+        return self._advice.get(self._cluster_of.get(client_id, default), NOTHING)
