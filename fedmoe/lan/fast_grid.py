@@ -7,7 +7,6 @@ is relied on here.
 """
 
 import logging
-import time
 from collections.abc import Iterable
 from typing import cast
 
@@ -26,7 +25,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from typing_extensions import override
 
 from fedmoe.lan.packing import pack, unpack
-from fedmoe.lan.pauses import Pauses
+from fedmoe.lan.polling import polled
 from fedmoe.messages.seams import set_message_id, with_content
 from fedmoe.passing_grid import PassingGrid
 
@@ -86,19 +85,7 @@ class FastGrid(PassingGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """See `Grid`."""
-        waiting = {number for number in self.push_messages(messages) if number}
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        pauses = Pauses()
-        while waiting and (deadline is None or time.monotonic() < deadline):
-            found = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            replies += found
-            if found:
-                pauses.restart()
-            elif waiting:
-                pauses.wait()
-        return replies
+        return polled(self, messages, timeout)
 
 
 def fast(grid: Grid) -> Grid:

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from typing_extensions import override
 
 from fedmoe.errors import RunError
+from fedmoe.lan.polling import polled
 from fedmoe.messages import words
 from fedmoe.messages.seams import readdressed, set_sender
 from fedmoe.ordered_grid import OrderedGrid, serialisable
@@ -94,17 +95,7 @@ class Roster(OrderedGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """See `Grid`."""
-        asked = {}
-        sent = []
-        for message in serialisable(messages):
-            node = message.metadata.dst_node_id
-            if (flower := self._flower.get(self.client_id(node))) is not None:
-                sent.append(readdressed(message, flower))
-                asked[flower] = node
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout)) if sent else []
-        for reply in replies:
-            set_sender(reply, asked.get(reply.metadata.src_node_id, reply.metadata.src_node_id))
-        return replies
+        return polled(self, messages, timeout)
 
     def wait_for(self, least: int, seconds: float, num_clients: int) -> None:
         """Wait until enough clients are known.

@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from fedmoe.errors import RunError
 from fedmoe.lan.roster import Roster
 from fedmoe.messages import words
-from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
+from fedmoe.messages.seams import empty_run, ensure_task_identity, readdressed, set_message_id
 
 SECOND_LIFE = 2**32
 
@@ -84,6 +84,19 @@ def test_messages_go_to_flowers_nodes_and_replies_come_from_ours() -> None:
     assert message.metadata.dst_node_id == 3  # the strategy's own stays as it was
     assert reply.metadata.src_node_id == 3
     assert not made.send_and_receive([Message(RecordDict(), 4, MessageType.TRAIN)])  # not there
+
+
+def test_what_comes_from_another_node_than_was_asked_keeps_its_sender() -> None:
+    grid = FlowerGrid(n70=client(1), n80=client(0))
+    made = roster(grid, 2)
+    own, gone = made.push_messages(
+        [Message(RecordDict(), node, MessageType.TRAIN) for node in (3, 4)]
+    )
+    assert own and not gone
+    grid.sent[int(own)] = readdressed(grid.sent[int(own)], 80)  # so 80 answers for 70
+    set_message_id(grid.sent[int(own)], own)
+    (reply,) = made.pull_messages([own])
+    assert reply.metadata.reply_to_message_id == own and reply.metadata.src_node_id == 80
 
 
 def test_those_who_are_nobody_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
