@@ -1,9 +1,4 @@
-"""Where a server may listen, and what that lays open.
-
-Flower 1.41 serves three interfaces on one port: Fleet (clients), Runtime (the server's app, which
-has a token of its own) and Control. The Control API has no users or passwords: who reaches the port
-can start runs, and a run is code.
-"""
+"""Where a server may listen for clients, and what that lays open."""
 
 import ipaddress
 import re
@@ -41,10 +36,7 @@ def check_binding(host: str, *, tls: bool, insecure: bool, client_keys: bool) ->
             f"{where}: other machines could read along and join; make keys with fedmoe.keys, or "
             "say runtime.insecure=true"
         )
-    warnings = [
-        f"{where}: whoever reaches this port can start runs, which is to run code here; let the "
-        "firewall pass the clients alone"
-    ]
+    warnings = []
     if insecure:
         warnings.append(f"{where}: without TLS, all that is sent can be read and changed underway")
     if not client_keys:

@@ -60,7 +60,6 @@ def _take_part(config: ClientProcessConfig) -> None:
     for noisy in ("httpx", "httpcore", "flwr"):
         logging.getLogger(noisy).setLevel("WARNING")
     seat = config.client
-    assert seat.partition is not None
     root = Path(seat.state).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)

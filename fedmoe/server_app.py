@@ -1,5 +1,6 @@
 """The Flower ServerApp, for `flwr run` and SuperLinks: the same rounds on Flower's own grid."""
 
+import json
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmoe.app_config import resolve
 from fedmoe.config import from_json
 from fedmoe.errors import RunError
-from fedmoe.lan import RESUME, RUN_DIR
+from fedmoe.lan import NODES, RESUME, RUN_DIR
 from fedmoe.lan.fast_grid import fast
 from fedmoe.lan.processes import end_with_parent
 from fedmoe.lan.roster import Roster
@@ -51,7 +52,8 @@ def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> Non
         end_with_parent()
     if run_dir and os.environ.get(RESUME):
         config = replace(config, resume=run_dir)
-    roster = Roster(grid, resumed=config.resume is not None)
+    by_key = _clients_by_key(Path(os.environ[NODES])) if run_dir else None
+    roster = Roster(grid, resumed=config.resume is not None, by_key=by_key)
     server = Server(config=config, grid=roster)
     if run_dir:
         server.directory = RunDirectory.reopen(Path(run_dir))
@@ -60,6 +62,12 @@ def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> Non
     roster.wait_for(runtime.min_clients, runtime.wait, clients)
     summary = server.run()
     roster.say_farewell(summary["status"])
+
+
+def _clients_by_key(path: Path) -> dict[int, int] | None:
+    """Which client each of Flower's nodes is, where the server knows their keys."""
+    known = json.loads(path.read_text())
+    return {int(node): client for node, client in known.items()} or None
 
 
 def _partitions(grid: Grid) -> dict[int, int]:

@@ -37,7 +37,8 @@ def client_config(
         except OmegaConfBaseException as error:
             raise ConfigError(f"{shown}: {one_line(str(error).partition(chr(10))[0])}") from error
     plain: dict[str, Any] = OmegaConf.to_container(table)  # type: ignore[assignment]
-    if plain["client"]["partition"] is None:
+    seat = plain["client"]
+    if seat["partition"] is None and seat["data"] is None and seat["keys"] is None:
         raise ConfigError(
             "client.partition: no value given; say which of the federation's clients this is, "
             "from 0: client.partition=0"

@@ -15,12 +15,13 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, Re
 from fedmoe.clients import Experiment, answer_cohort, load_experiment, load_site_experiment
 from fedmoe.clients.states import ContextStates
 from fedmoe.data.sites import Site, is_of_sites
-from fedmoe.errors import ConfigError, FedmoeError
+from fedmoe.errors import ConfigError, FedmoeError, RunError
 from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.lan.state_directory import StateDirectory
 from fedmoe.messages import words
 from fedmoe.messages.arrays import plain
 from fedmoe.messages.seams import with_content
+from fedmoe.messages.sizes import content_bytes
 from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.lan.Desk")
@@ -56,9 +57,8 @@ class Desk:
         if not self._config_json:
             raise ConfigError("the run has no resolved configuration (its key `config` is empty)")
         self.experiment = _experiment(self._config_json, client, data)
-        federation = str(run_config.get("federation") or run_id)
-        self._states = StateDirectory(root, federation, client)
-        self._client = client
+        self._states = StateDirectory(root, _federation(run_config, run_id), client)
+        self._client, self._greeted = client, False
         self._round, self._state = self._states.load(math.inf)
         prepare_process(self.experiment.config.training.num_threads)
 
@@ -73,24 +73,36 @@ class Desk:
         packed = is_packed(message.content)
         asked = with_content(message, unpack(message.content))
         if asked.metadata.message_type == MessageType.QUERY:
+            self._greeted = True
             return partition_reply(message, self._client, self._round)
         training = asked.metadata.message_type == MessageType.TRAIN
         number = words.get_config(asked.content).get(words.SERVER_ROUND)
         number = number if type(number) is int else self._round + training
+        if number > 1 and not (self._greeted or self._round):
+            # The server takes this for a process that has been told things, and was killed.
+            error = Error(words.STRANGER, "has come again without its state")
+            return Message(error, reply_to=message)
         self._go_back_to(number if training else number + 1)
         own = RecordDict(dict(self._state))
         states = ContextStates({self._client: own})
         reply = answer_cohort(self.experiment, [asked], np.array([self._client]), states)[0]
         if not reply.has_content():
             return reply
+        content = plain(reply.content)
+        self._refuse_too_long(content)
         if training:
             # Kept before it is told: a state that is lost could not be had again.
             state = plain(own)
             every = self.experiment.config.tracking.checkpoint_every
             self._states.save(number, state, every)
             self._round, self._state = number, state
-        content = plain(reply.content)
         return Message(pack(content) if packed else content, reply_to=message)
+
+    def _refuse_too_long(self, content: RecordDict) -> None:
+        """Say so oneself: the server would break off the connection, and hear of nothing."""
+        size, most = content_bytes(content), self.experiment.config.runtime.max_reply_bytes
+        if size > most:
+            raise RunError(f"a reply of {size} bytes: at most {most} (runtime.max_reply_bytes)")
 
     def _go_back_to(self, before: int) -> None:
         """Have the state of an earlier round where the server has gone back to one."""
@@ -98,6 +110,35 @@ class Desk:
             return
         self._round, self._state = self._states.load(before)
         _LOG.warning("the server is back before round %d: so is this client's state", before)
+
+
+def own_number(run_config: Mapping[str, Any], run_id: int, root: Path, message: Message) -> int:
+    """The number of a client that was given none: the one that it had, or that it is offered.
+
+    Args:
+        run_config: of the run's app.
+        run_id: Flower's number of the run.
+        root: folder for private state.
+        message: the first one of the run.
+
+    Raises:
+        ConfigError: there is none for it.
+    """
+    if had := StateDirectory.clients(root, _federation(run_config, run_id)):
+        return had[0]
+    record = unpack(message.content).get(words.CONFIG)
+    offered = record.get(words.OFFERED) if isinstance(record, ConfigRecord) else None
+    if type(offered) is not int or offered < 0:
+        raise ConfigError(
+            "client.partition: no value given, and the server has no number left for this client "
+            "(partition.num_clients)"
+        )
+    return offered
+
+
+def _federation(run_config: Mapping[str, Any], run_id: int) -> str:
+    """What private state is kept under."""
+    return str(run_config.get("federation") or run_id)
 
 
 def _experiment(config_json: str, client: int, data: Path | None) -> Experiment:

@@ -54,6 +54,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedmoe.lan import UNKNOWN_KEY
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
 
 _LOG = logging.getLogger("fedmoe.lan.fleet")
@@ -65,6 +66,10 @@ KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 
 class LostError(Exception):
     """The server is not to be reached, or does not know this node (any more)."""
+
+
+class RefusedError(LostError):
+    """The server is there, or what poses as it, and is not one that this client may talk to."""
 
 
 class RunOverError(Exception):
@@ -105,7 +110,8 @@ class FleetConnection:
     """One node's connection, from its activation to its farewell. A context manager.
 
     Every method raises `LostError` where the server is not to be reached or refuses this node,
-    and `RunOverError` where it says that a message's run has ended.
+    `RefusedError` where that will not change by itself, and `RunOverError` where it says that a
+    message's run has ended.
     """
 
     def __init__(self, access: Access) -> None:
@@ -222,10 +228,16 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
+        if error.response.text == UNKNOWN_KEY:
+            raise RefusedError("it does not know this client's key") from error
         told = FlowerError.from_json(error.response.text)
         words = str(error) if told is None else f"[{told.code}] {told.message}"
         if error.response.status_code == _NO_RUN:
             raise RunOverError(words) from error
         raise LostError(words) from error
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise RefusedError(f"its certificate is not to be trusted: {error}") from error
+        raise LostError(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # whatever the network brings, this client goes on
         raise LostError(f"{type(error).__name__}: {error}") from error

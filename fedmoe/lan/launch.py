@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 from fedmoe.binding import check_binding
 from fedmoe.configuration.dividing import divided_among
 from fedmoe.errors import ConfigError, RunError
-from fedmoe.lan import RESUME, RUN_DIR
+from fedmoe.lan import NODES, RESUME, RUN_DIR
 from fedmoe.lan.access import ServerKeys
+from fedmoe.lan.fleet_proxy import fleet_proxy, listener
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import Asked, asked_to_end, raise_as
 from fedmoe.lan.superlink import SuperLink
@@ -39,6 +40,7 @@ _LOG = logging.getLogger("fedmoe.lan.Launch")
 _STEP = 0.1  # seconds between two looks at the run directory
 _ASK_EVERY = 10.0  # seconds between two questions to Flower, each of which starts a process
 _LAST_WORD_SECONDS = 60.0  # for the end of a run to be known
+_NODES_FILE = "nodes.json"
 _SERVER_APP = "flwr-serverapp"
 _PREFIX = "ServerApp failed with exception: "  # Flower's, before an error's own words
 
@@ -69,6 +71,7 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         RUN_DIR: str(directory.path),
         RESUME: "1" if config.resume else "",
+        NODES: str(home / _NODES_FILE),
     }
     log = directory.path / "superlink.log"
     try:
@@ -114,7 +117,7 @@ def _binding(config: ExperimentConfig) -> list[str]:
     assert isinstance(runtime, LanConfig)
     has_keys = runtime.keys is not None
     if has_keys:
-        ServerKeys.of(str(runtime.keys))
+        ServerKeys.of(str(runtime.keys)).known()
     return check_binding(
         runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
     )
@@ -143,15 +146,20 @@ class _Launch:
     def run(self, home: Path, log: Path) -> dict[str, Any]:
         runtime = self._config.runtime
         assert isinstance(runtime, LanConfig)
-        link = SuperLink(runtime, self._family, home, log)
-        link.start()
-        _LOG.info(
-            "listening at %s:%d for %d clients; results go to %s",
-            runtime.host, runtime.port, runtime.min_clients, self._directory.path,
-        )  # fmt: skip
-        link.submit(replace(self._config, resume=None), _federation(self._directory))
-        self._follow(link)
-        return self._outcome(link)
+        keys = None if runtime.keys is None else ServerKeys.of(runtime.keys)
+        with listener(runtime.host, runtime.port) as door:
+            link = SuperLink(runtime.control_port, keys, self._family, home, log)
+            (home / _NODES_FILE).write_text(json.dumps(link.start()))
+            # Clients are let in when their keys are known: who is refused then is a stranger.
+            with fleet_proxy(door, link.address, runtime.max_reply_bytes, keys):
+                _LOG.info(
+                    "listening at %s:%d for %d clients; Flower's own commands at %s; results go "
+                    "to %s", runtime.host, runtime.port, runtime.min_clients, link.address,
+                    self._directory.path,
+                )  # fmt: skip
+                link.submit(replace(self._config, resume=None), _federation(self._directory))
+                self._follow(link)
+                return self._outcome(link)
 
     def _follow(self, link: SuperLink) -> None:
         """Show rounds as they come, until the run has ended or was asked to."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedmoe.errors import DataError, FedmoeError, RunError
-from fedmoe.lan.desk import Desk, farewell, refusal
-from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
+from fedmoe.errors import ConfigError, DataError, FedmoeError, RunError
+from fedmoe.lan.desk import Desk, farewell, own_number, refusal
+from fedmoe.lan.fleet import Access, FleetConnection, LostError, RefusedError, RunOverError
 from fedmoe.lan.pauses import Pauses
 from fedmoe.schema.client import SeatConfig
 
@@ -23,7 +23,7 @@ class Node:
 
     Attributes:
         access: how the server is reached.
-        client: which client this is.
+        client: which client this is; `None` for the number that it is offered.
         root: folder for private state.
         data: the client's own table; `None` for its share of what the experiment names.
         wait: seconds without a server after which it gives up.
@@ -31,7 +31,7 @@ class Node:
     """
 
     access: Access
-    client: int
+    client: int | None
     root: Path
     data: Path | None
     wait: float
@@ -42,25 +42,28 @@ class Node:
 
         Raises:
             RunError: there was no server for too long.
-            FedmoeError: the data or the configuration are not such that this client could train.
+            FedmoeError: the data or the configuration are not such that this client could train,
+                or the server refuses it before it has ever let it in.
         """
         last_seen = time.monotonic()
-        told = False
+        told = was_in = False
         while True:
             try:
                 with FleetConnection(self.access) as connection:
-                    _LOG.info("client %d: connected to %s", self.client, self.access.address)
-                    told = False
+                    _LOG.info("%s: connected to %s", self._name, self.access.address)
+                    told, was_in = False, True
                     try:
                         if self._answer_all(connection):
                             return
                     finally:
                         last_seen = time.monotonic()
             except LostError as error:
+                if isinstance(error, RefusedError) and not was_in:
+                    raise ConfigError(f"runtime.server={self.access.address}: {error}") from error
                 if not told:
                     _LOG.warning(
-                        "client %d: waiting for the server at %s (%s)",
-                        self.client, self.access.address, error,
+                        "%s: waiting for the server at %s (%s)",
+                        self._name, self.access.address, error,
                     )  # fmt: skip
                     told = True
             if time.monotonic() - last_seen > self.wait:
@@ -83,7 +86,7 @@ class Node:
             try:
                 ended = self._answer_one(connection, message, desks)
             except RunOverError as error:
-                _LOG.warning("client %d: %s", self.client, error)
+                _LOG.warning("%s: %s", self._name, error)
                 continue
             if ended and not self.stay:
                 return True
@@ -98,7 +101,11 @@ class Node:
             try:
                 config = connection.run_config(run_id)
                 desks.clear()  # a process serves one run at a time
-                desks[run_id] = Desk(config, run_id, self.client, self.root, self.data)
+                number = self.client
+                if number is None:
+                    number = own_number(config, run_id, self.root, message)
+                    _LOG.info("this is client %d", number)
+                desks[run_id] = Desk(config, run_id, number, self.root, self.data)
             except (LostError, RunOverError):
                 raise
             except Exception as error:
@@ -109,11 +116,15 @@ class Node:
         reply = desks[run_id].answer(message)
         connection.send(reply, time.perf_counter() - started)
         if reply.has_error():
-            _LOG.warning("client %d: %s", self.client, reply.error.reason)
+            _LOG.warning("%s: %s", self._name, reply.error.reason)
         if status is not None:
-            _LOG.info("client %d: the run is over (%s)", self.client, status)
+            _LOG.info("%s: the run is over (%s)", self._name, status)
             desks.clear()
         return status is not None
+
+    @property
+    def _name(self) -> str:
+        return "client" if self.client is None else f"client {self.client}"
 
 
 def own_table(seat: SeatConfig) -> Path | None:

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedmoe.messages.arrays import plain
 from fedmoe.messages.seams import records_from_wire, records_to_wire
-from fedmoe.messages.sizes import record_bytes
+from fedmoe.messages.sizes import content_bytes
 
 PACKED = "packed"
 MOST_PACKED = 1_000_000  # bytes; larger contents gain nothing, and may share arrays
@@ -19,7 +19,7 @@ _BYTES = "bytes"
 def pack(content: RecordDict) -> RecordDict:
     """The content as one array of bytes, or as it is where that would be a large one."""
     records = plain(content)
-    if sum(record_bytes(record) for record in records.values()) > MOST_PACKED:
+    if content_bytes(records) > MOST_PACKED:
         return records
     array = Array(np.frombuffer(records_to_wire(records), dtype=np.uint8))
     return RecordDict({PACKED: ArrayRecord({_BYTES: array})})

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -29,27 +29,35 @@ class Roster(OrderedGrid):
     that comes back without that is another node, which has been told nothing yet.
 
     A node of Flower's that comes in the middle of a run is asked which client it is, and counts
-    from the next time that nodes are asked for after it has answered. Where two say that they
-    are the same client, the one that said so last is: a client that was killed and started again
-    is a new node, while Flower takes the old one for alive for up to a minute.
+    from the next time that nodes are asked for after it has answered. Where clients have keys, a
+    node can be one client alone. Where they have none and two say that they are the same client,
+    the one that said so last is: a client that was killed and started again is a new node, while
+    Flower takes the old one for alive for a while.
+
+    One that does not know its number, since it has a table of its own and no share of another,
+    takes the number that it is offered.
 
     Attributes:
         num_clients: among whom the data are divided, there or not; 0 before `wait_for`.
     """
 
-    def __init__(self, grid: Grid, *, resumed: bool = False) -> None:
+    def __init__(
+        self, grid: Grid, *, resumed: bool = False, by_key: Mapping[int, int] | None = None
+    ) -> None:
         """Ask nobody yet.
 
         Args:
             grid: Flower's.
             resumed: whether the run goes on, so that clients should have their state.
+            by_key: clients by Flower's node; `None` where clients have no keys.
         """
         super().__init__(grid, {})
-        self._resumed = resumed
+        self._resumed, self._by_key = resumed, by_key
         self.num_clients = 0
         self._flower: dict[int, int] = {}  # Flower's node by client
         self._lives: dict[int, int] = {}  # by client, how often it came without its state
         self._asked: dict[str, int] = {}  # Flower's node by question
+        self._offered: dict[int, int] = {}  # a number by Flower's node, until it has answered
         self._sent: dict[str, tuple[int, int]] = {}  # by message, Flower's node and ours
         self._known: set[int] = set()  # Flower's nodes that have been asked
 
@@ -88,6 +96,8 @@ class Roster(OrderedGrid):
             flower, node = self._sent.pop(reply.metadata.reply_to_message_id or "", (0, 0))
             if node and reply.metadata.src_node_id == flower:
                 set_sender(reply, node)
+                if reply.has_error() and reply.error.code == words.STRANGER:
+                    self._forget(flower)
         return replies
 
     @override
@@ -133,11 +143,10 @@ class Roster(OrderedGrid):
     def _look(self) -> None:
         """Forget who has gone, ask who has come, and hear who has answered."""
         connected = set(self._grid.get_node_ids())
-        for client in [c for c, node in self._flower.items() if node not in connected]:
-            _LOG.warning("client %d has gone", client)
-            del self._flower[client]
+        for gone in self._known - connected:
+            self._forget(gone)
         if new := sorted(connected - self._known):
-            questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+            questions = [self._question(node) for node in new]
             told = self._grid.push_messages(questions)
             self._asked |= {number: node for number, node in zip(told, new, strict=True) if number}
             self._known |= set(new)
@@ -147,8 +156,33 @@ class Roster(OrderedGrid):
                 if question in self._asked:
                     self._hear(self._asked.pop(question), reply)
 
+    def _forget(self, flower: int) -> None:
+        """Be ready to ask a node again who it is: its process is not the one that answered."""
+        self._known.discard(flower)
+        self._offered.pop(flower, None)
+        self._asked = {number: node for number, node in self._asked.items() if node != flower}
+        for client in [c for c, node in self._flower.items() if node == flower]:
+            _LOG.warning("client %d has gone", client)
+            del self._flower[client]
+
+    def _question(self, flower: int) -> Message:
+        """Which client are you, and if you do not know: what about this number?"""
+        taken = {*self._flower, *self._offered.values()}
+        if self._by_key is not None:
+            number = self._by_key.get(flower)
+        else:
+            # Numbers that have been somebody's go last: that one may come again.
+            free = [client for client in range(self.num_clients) if client not in taken]
+            number = min(free, key=lambda client: (client in self._lives, client), default=None)
+        content = RecordDict()
+        if number is not None:
+            self._offered[flower] = number
+            content[words.CONFIG] = ConfigRecord({words.OFFERED: number})
+        return Message(content, flower, MessageType.QUERY)
+
     def _hear(self, node: int, reply: Message) -> None:
         """Take a node in, or note why not."""
+        self._offered.pop(node, None)
         if not reply.has_content():
             _refuse(node, reply.error.reason or "it cannot say which client it is")
             return
@@ -158,6 +192,9 @@ class Roster(OrderedGrid):
         if type(client) is not int or not 0 <= client < self.num_clients:
             allowed = f"0 to {self.num_clients - 1}"
             _refuse(node, f"it says that it is client {client}; there are {allowed}")
+            return
+        if self._by_key is not None and (owner := self._by_key.get(node)) != client:
+            _refuse(node, f"it says that it is client {client}, with the key of client {owner}")
             return
         came_before = client in self._lives
         self._lives.setdefault(client, 0)

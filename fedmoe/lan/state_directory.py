@@ -37,9 +37,18 @@ class StateDirectory:
         Raises:
             RunError: no name for a federation.
         """
-        if not _NAME.fullmatch(federation):
-            raise RunError(f"the server calls its federation {federation[:80]!r}: not a plain name")
-        self.path = root / federation / f"client-{client}"
+        self.path = _folder(root, federation) / f"client-{client}"
+
+    @staticmethod
+    def clients(root: Path, federation: str) -> list[int]:
+        """The numbers of the clients whose state of a federation is kept below `root`.
+
+        Raises:
+            RunError: no name for a federation.
+        """
+        found = _folder(root, federation).glob("client-*")
+        numbers = [path.name.removeprefix("client-") for path in found]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def save(self, round: int, state: RecordDict, checkpoint_every: int) -> None:
         """Keep the state after a round; later ones belong to a history that was rolled back.
@@ -89,3 +98,9 @@ class StateDirectory:
             names = [name for name in newest.arrays if name.startswith(start)]
             state[key] = to_record({n.removeprefix(start): newest.arrays[n] for n in names})
         return newest.round, state
+
+
+def _folder(root: Path, federation: str) -> Path:
+    if not _NAME.fullmatch(federation):
+        raise RunError(f"the server calls its federation {federation[:80]!r}: not a plain name")
+    return root / federation

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,22 @@ from fedmoe.errors import RunError
 from fedmoe.lan.access import ServerKeys
 from fedmoe.lan.bundle import CONNECTION, write_bundle, write_connection
 from fedmoe.lan.processes import Family
-from fedmoe.schema import ExperimentConfig, LanConfig
+from fedmoe.schema import ExperimentConfig
 
 _LOG = logging.getLogger("fedmoe.lan.SuperLink")
 _READY_SECONDS = 60.0
 _COMMAND_SECONDS = 60.0
 _STEP = 0.1
+_HOST = "127.0.0.1"  # it serves more than what clients may have: see fleet_proxy
 # Flower's colours, for a line that is quoted.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def superlink_arguments(config: LanConfig) -> list[str]:
-    """What `flower-superlink` is told: where to listen, and how to be secure."""
-    where = ["--host", config.host, "--port", str(config.port)]
-    if config.keys is None:
+def superlink_arguments(port: int, keys: ServerKeys | None) -> list[str]:
+    """What `flower-superlink` is told: where to listen on this machine, and how to be secure."""
+    where = ["--host", _HOST, "--port", str(port)]
+    if keys is None:
         return [*where, "--insecure"]
-    keys = ServerKeys.of(config.keys)
     return [
         *where, "--ssl-ca-certfile", str(keys.root_certificates), "--ssl-certfile",
         str(keys.certificate), "--ssl-keyfile", str(keys.key), "--enable-supernode-auth",
@@ -37,40 +38,45 @@ def superlink_arguments(config: LanConfig) -> list[str]:
 
 
 class SuperLink:
-    """A SuperLink with one run."""
+    """A SuperLink with one run, on loopback.
 
-    def __init__(self, config: LanConfig, family: Family, home: Path, log: Path) -> None:
+    Attributes:
+        address: HOST:PORT.
+        run_id: Flower's number of the run; `None` before it is submitted.
+    """
+
+    def __init__(
+        self, port: int | None, keys: ServerKeys | None, family: Family, home: Path, log: Path
+    ) -> None:
         """Start nothing yet.
 
         Args:
-            config: where it listens.
+            port: where it listens; any that is free where none is given.
+            keys: of a server with TLS.
             family: the processes to start it among, whose `FLWR_HOME` is `home`.
             home: a folder of its own.
             log: what its output is appended to.
         """
-        self._config, self._family, self._home, self._log = config, family, home, log
+        self._port, self._keys = free_port() if port is None else port, keys
+        self._family, self._home, self._log = family, home, log
         self._process: subprocess.Popen[bytes] | None = None
+        self.address = f"{_HOST}:{self._port}"
         self.run_id: str | None = None
 
-    @property
-    def address(self) -> str:
-        """HOST:PORT, as this machine reaches it."""
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-        host = self._config.host
-        shown = f"[{host}]" if ":" in host else host
-        return f"{anywhere.get(host, shown)}:{self._config.port}"
+    def start(self) -> dict[str, int]:
+        """Start it, wait until it listens, and make the clients' keys known to it.
 
-    def start(self) -> None:
-        """Start it, and wait until it listens.
+        Returns:
+            Clients by Flower's node, where they have keys.
 
         Raises:
             RunError: it ended, or did not listen in time; with its last line.
         """
         self._refuse_taken_port()
-        keys = None if self._config.keys is None else ServerKeys.of(self._config.keys)
+        keys = self._keys
         write_connection(self._home, self.address, None if keys is None else keys.root_certificates)
         self._process = self._family.start(
-            [program("flower-superlink"), *superlink_arguments(self._config)]
+            [program("flower-superlink"), *superlink_arguments(self._port, keys)]
         )
         deadline = time.monotonic() + _READY_SECONDS
         while not self._listens():
@@ -78,8 +84,12 @@ class SuperLink:
             if time.monotonic() > deadline:
                 raise RunError(f"the SuperLink did not listen at {self.address}; see {self._log}")
             time.sleep(_STEP)
-        for public_key in () if keys is None else keys.clients:
-            self._flwr("supernode", "register", str(public_key), CONNECTION)
+        if keys is None:
+            return {}
+        paths = map(str, keys.clients.values())
+        registering = [sys.executable, "-m", "fedmoe.lan.registering", CONNECTION, *paths]
+        nodes = [str(one["node-id"]) for one in self._told(registering)]
+        return dict(zip(nodes, keys.clients, strict=True))
 
     def check(self) -> None:
         """See that it still runs.
@@ -97,7 +107,7 @@ class SuperLink:
             RunError: it was refused.
         """
         write_bundle(self._home / "bundle", config, federation)
-        told = self._flwr("run", str(self._home / "bundle"), CONNECTION)
+        (told,) = self._told(_flwr("run", str(self._home / "bundle"), CONNECTION))
         self.run_id = str(told["run-id"])
 
     def status(self) -> tuple[str, str]:
@@ -106,32 +116,34 @@ class SuperLink:
         Raises:
             RunError: there is no answer.
         """
-        told = self._flwr("list", CONNECTION, "--run-id", str(self.run_id))
+        (told,) = self._told(_flwr("list", CONNECTION, "--run-id", str(self.run_id)))
         for run in told["runs"]:
             if str(run["run-id"]) == self.run_id:
                 return str(run["status"]), str(run.get("status-details") or "")
         raise RunError(f"the SuperLink knows no run {self.run_id}")
 
-    def _flwr(self, command: str, *arguments: str) -> dict[str, Any]:
+    def _told(self, command: list[str]) -> list[dict[str, Any]]:
+        """What a command of Flower's says, in JSON.
+
+        Raises:
+            RunError: it says nothing, or that it failed.
+        """
         done = subprocess.run(
-            [program("flwr"), command, *arguments, "--format", "json"],
-            env=self._family.environment, capture_output=True, text=True,
+            command, env=self._family.environment, capture_output=True, text=True,
             timeout=_COMMAND_SECONDS, check=False,
         )  # fmt: skip
-        try:
-            told = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError as error:
-            words = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise RunError(f"flwr {command} failed: {words}") from error
-        if not told.get("success"):
-            raise RunError(f"flwr {command} failed: {told.get('error-message', told)}")
-        return dict(told)
+        told, failed = list(_objects(done.stdout)), f"{' '.join(command[:3])} failed"
+        for one in told:
+            if not one.get("success"):
+                raise RunError(f"{failed}: {one.get('error-message', one)}")
+        if not told:
+            raise RunError(f"{failed}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+        return told
 
     def _listens(self) -> bool:
         """Ask for its health; any answer over the port will do, whatever its security."""
-        host, _, port = self.address.rpartition(":")
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            with socket.create_connection((_HOST, self._port), timeout=1.0):
                 return True
         except OSError:
             return False
@@ -139,12 +151,35 @@ class SuperLink:
     def _refuse_taken_port(self) -> None:
         if self._listens():
             raise RunError(
-                f"runtime.port={self._config.port}: something listens at {self.address} already"
+                f"runtime.control_port={self._port}: something listens at {self.address} already"
             )
 
     def _last_line(self) -> str:
         lines = [_COLOUR.sub("", line).strip() for line in self._log.read_text().splitlines()]
         return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def _flwr(*words: str) -> list[str]:
+    return [program("flwr"), *words, "--format", "json"]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, one after the other, with anything between."""
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while place >= 0:
+        try:
+            found, end = decoder.raw_decode(text, place)
+        except ValueError:
+            return
+        yield found
+        place = text.find("{", end)
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def program(name: str) -> str:

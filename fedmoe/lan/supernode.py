@@ -2,17 +2,16 @@
 
 import logging
 import os
-import socket
 import sys
 import time
 from pathlib import Path
 
-from fedmoe.errors import RunError
+from fedmoe.errors import ConfigError, RunError
 from fedmoe.lan.access import client_keys
 from fedmoe.lan.node import own_table
 from fedmoe.lan.processes import Family
 from fedmoe.lan.signals import asked_to_end, raise_as
-from fedmoe.lan.superlink import program
+from fedmoe.lan.superlink import free_port, program
 from fedmoe.schema.client import ClientProcessConfig
 
 _LOG = logging.getLogger("fedmoe.lan.SuperNode")
@@ -28,7 +27,12 @@ def supernode_arguments(config: ClientProcessConfig, root: Path, port: int) -> l
         config: of the client.
         root: folder for private state.
         port: of its own API, on loopback.
+
+    Raises:
+        ConfigError: it has no number, and Flower's SuperNode cannot take one.
     """
+    if config.client.partition is None:
+        raise ConfigError("client.partition: no value given; client.mode=supernode needs it")
     node = f"partition-id={config.client.partition} {STATE}={_quoted(str(root))}"
     if (data := own_table(config.client)) is not None:
         node += f" {DATA}={_quoted(str(data))}"
@@ -63,7 +67,7 @@ def run_supernode(config: ClientProcessConfig, root: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     with asked_to_end() as asked, Family(environment, log) as family:
-        arguments = supernode_arguments(config, root, _free_port())
+        arguments = supernode_arguments(config, root, free_port())
         process = family.start([program("flower-supernode"), *arguments])
         _LOG.info("client %d: a SuperNode, see %s", config.client.partition, log)
         while asked() is None:
@@ -71,12 +75,6 @@ def run_supernode(config: ClientProcessConfig, root: Path) -> None:
                 raise RunError(f"the SuperNode ended with {code}; see {log}")
             time.sleep(_STEP)
     raise_as(asked)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _quoted(text: str) -> str:

@@ -24,7 +24,8 @@ class SeatConfig:
     """Which client this is, and how it works.
 
     Attributes:
-        partition: its number, from 0.
+        partition: its number, from 0; `None` for that of its key, or one that it is offered, which
+            takes `keys` or `data`.
         keys: a folder with `ca.crt` and this client's `client-NUMBER`, as `fedmoe.keys` makes
             them; `None` for a plain connection.
         data: its own table; `None` for its share of the data that the experiment names.

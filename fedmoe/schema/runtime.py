@@ -87,6 +87,8 @@ class LanConfig(RuntimeBase):
     Attributes:
         host: the address that the server listens at.
         port: and its port.
+        control_port: a port of loopback for Flower's own commands, which may start runs; `None`
+            for any that is free.
         min_clients: how many clients are waited for; the data are divided among as many, unless
             the configuration is told another number of them.
         wait: seconds that they may take to come.
@@ -98,6 +100,7 @@ class LanConfig(RuntimeBase):
     name: Literal["lan"]
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)]
+    control_port: Annotated[int, Field(ge=1, le=65535)] | None
     min_clients: Count
     wait: Positive
     keys: str | None

@@ -169,11 +169,12 @@ def test_sites_train_on_tables_that_only_they_have(stage: Stage) -> None:
     second = write_site(stage.folder / "second.csv", 2)
     broken = write_site(stage.folder / "broken.csv", 3, "age,weight,outcome")
     server = stage.server(*SITES, "rounds=3", name="run")
-    clients = [stage.client(0, f"client.data={first}")]
-    refused = stage.client(1, f"client.data={broken}")
+    unnumbered = "client.partition=null"
+    clients = [stage.client(0, f"client.data={first}", unnumbered)]
+    refused = stage.client(1, f"client.data={broken}", unnumbered)
     assert refused.wait(PATIENCE) == 2
     assert "broken.csv: no column 'dose' (from data.features)" in stage.log("client1")
-    clients.append(stage.client(1, f"client.data={second}"))
+    clients.append(stage.client(1, f"client.data={second}", unnumbered))
     assert server.wait(PATIENCE) == 0, stage.log("run")
     assert [client.wait(PATIENCE) for client in clients] == [0, 0]
     last = stage.rounds("run")[-1]
@@ -220,10 +221,20 @@ def test_with_keys_strangers_are_kept_out_and_the_numbers_stay(
     words = ["+experiment=insight", *SMALL]
     strangers = [stage.client(0, "client.keys=others"), stage.client(1)]
     server = stage.server(*words, "runtime.keys=keys", "runtime.min_clients=2", name="run")
-    own = [stage.client(number, "client.keys=keys") for number in range(2)]
+    make_keys(stage.folder / "mine", clients=0)
+    for name in ("ca.crt", "client-1"):  # and nothing else, so that it need not say its number
+        (stage.folder / "mine" / name).write_bytes((stage.folder / "keys" / name).read_bytes())
+    own = [
+        stage.client(0, "client.keys=keys"),
+        stage.client(1, "client.keys=mine", "client.partition=null", "client.state=mine-state"),
+    ]
     assert server.wait(PATIENCE) == 0, stage.log("run")
     assert [client.wait(PATIENCE) for client in own] == [0, 0]
-    assert all(stranger.poll() is None for stranger in strangers)  # they still try
+    assert strangers[0].wait(PATIENCE) == 2 and "does not know this client's key" in stage.log(
+        "client0"
+    )
+    assert strangers[1].poll() is None  # what it reaches says nothing that it understands
+    assert "refused: a client at 127.0.0.1, whose key is not in runtime.keys" in stage.log("run")
     assert_alike(stage.rounds("run"), in_process(words, tmp_path / "own", clients=2))
     private = list((stage.folder / "keys" / "client-0").read_text().splitlines()[1:3])
     logged = "".join(path.read_text() for path in (stage.folder / "run").glob("*.log"))

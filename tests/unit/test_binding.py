@@ -5,7 +5,6 @@ from fedmoe.errors import ConfigError
 
 LOOPBACK = ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LocalHost", "::ffff:127.0.0.1"]
 OPEN = ["0.0.0.0", "::", "192.168.1.10", "fe80::1", "server.lan", "localhost.lan", "::ffff:1.2.3.4"]
-CODE = "whoever reaches this port can start runs"
 READ = "can be read and changed underway"
 JOIN = "can join as a client"
 KEYS = "clients' keys are of no use without TLS"
@@ -16,10 +15,10 @@ REFUSED = "say runtime.insecure=true"
 TABLE: list[tuple[bool, bool, bool, str | list[str], str | list[str]]] = [
     (False, False, False, [], REFUSED),
     (False, False, True, KEYS, KEYS),
-    (False, True, False, [], [CODE, READ, JOIN]),
+    (False, True, False, [], [READ, JOIN]),
     (False, True, True, KEYS, KEYS),
-    (True, False, False, [], [CODE, JOIN]),
-    (True, False, True, [], [CODE]),
+    (True, False, False, [], [JOIN]),
+    (True, False, True, [], []),
     (True, True, False, BOTH, BOTH),
     (True, True, True, BOTH, BOTH),
 ]

@@ -50,3 +50,5 @@ def test_mistakes_are_one_line(word: str, said: str) -> None:
 def test_a_client_must_say_which_it_is() -> None:
     with pytest.raises(ConfigError, match=r"client\.partition: no value given"):
         client_config([], {})
+    for word in ("client.data=mine.csv", "client.keys=mine"):
+        assert client_config([word], {}).client.partition is None

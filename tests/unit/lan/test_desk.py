@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedmoe.config import load_config, to_json
 from fedmoe.errors import ConfigError, DataError, RunError
-from fedmoe.lan.desk import Desk, farewell
+from fedmoe.lan.desk import Desk, farewell, own_number
 from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.messages import words
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
@@ -72,6 +72,42 @@ def test_a_state_that_cannot_be_kept_is_not_used(tmp_path: Path) -> None:
     assert reply.has_error() and "NotADirectoryError" in str(reply.error.reason)
     (tmp_path / "state").unlink()
     assert loss(desk, 1) == loss(Desk(RUN, 1, 0, tmp_path / "other"), 1)
+
+
+def test_a_reply_that_would_be_broken_off_is_not_sent(tmp_path: Path) -> None:
+    most = {"config": to_json(load_config([*WORDS, "runtime.max_reply_bytes=20"]))}
+    desk = Desk({**most, "federation": "abc"}, 1, 0, tmp_path)
+    reply = desk.answer(ask(MessageType.TRAIN, 1))
+    assert "bytes: at most 20 (runtime.max_reply_bytes)" in str(reply.error.reason)
+    assert desk.answer(ask(MessageType.QUERY, 0)).content[words.METRICS][words.STATE_ROUND] == 0
+
+
+def test_one_that_has_lost_its_state_unasked_says_so(tmp_path: Path) -> None:
+    lost = Desk(RUN, 1, 0, tmp_path / "a")
+    reply = lost.answer(ask(MessageType.TRAIN, 3))
+    assert reply.error.code == words.STRANGER
+    lost.answer(ask(MessageType.QUERY, 0))
+    assert lost.answer(ask(MessageType.TRAIN, 3)).has_content()
+    again = Desk(RUN, 1, 0, tmp_path / "a")  # with its state nobody need ask
+    assert again.answer(ask(MessageType.TRAIN, 4)).has_content()
+    assert Desk(RUN, 1, 0, tmp_path / "b").answer(ask(MessageType.TRAIN, 1)).has_content()
+
+
+def offer(number: int | float | None) -> Message:
+    message = ask(MessageType.QUERY, 0, packed=False)
+    record = ConfigRecord({} if number is None else {words.OFFERED: number})
+    message.content = pack(RecordDict({words.CONFIG: record}))
+    return message
+
+
+def test_a_client_without_a_number_takes_what_it_had_or_is_offered(tmp_path: Path) -> None:
+    for nothing in (None, -1, 0.5):
+        with pytest.raises(ConfigError, match="no number left for this client"):
+            own_number(RUN, 1, tmp_path, offer(nothing))
+    assert own_number(RUN, 1, tmp_path, offer(1)) == 1
+    loss(Desk(RUN, 1, 0, tmp_path), 1)
+    assert own_number(RUN, 2, tmp_path, offer(1)) == 0
+    assert own_number({**RUN, "federation": "other"}, 2, tmp_path, offer(1)) == 1
 
 
 def test_nonsense_is_an_error_reply(tmp_path: Path) -> None:

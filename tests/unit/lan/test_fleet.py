@@ -21,9 +21,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedmoe.lan import fast_grid, fleet
+from fedmoe.lan import UNKNOWN_KEY, fast_grid, fleet
 from fedmoe.lan.fast_grid import FastGrid, fast
-from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
+from fedmoe.lan.fleet import Access, FleetConnection, LostError, RefusedError, RunOverError
 from fedmoe.lan.packing import is_packed
 from fedmoe.messages.arrays import to_record
 from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
@@ -148,6 +148,16 @@ def test_refusals_are_told_apart(link: Link, status: int, raised: type[Exception
         link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
         with pytest.raises(raised):
             connection.receive()
+
+
+def test_what_will_not_change_by_itself_is_refused(link: Link) -> None:
+    response = httpx.Response(401, request=httpx.Request("POST", "http://here"), text=UNKNOWN_KEY)
+    link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
+    with pytest.raises(RefusedError, match="does not know this client's key"):
+        FleetConnection(Access(address="here:1")).__enter__()
+    link.error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+    with pytest.raises(RefusedError, match=r"certificate is not to be trusted: .*self-signed"):
+        FleetConnection(Access(address="here:1")).__enter__()
 
 
 def test_a_server_that_is_gone_is_lost(link: Link) -> None:

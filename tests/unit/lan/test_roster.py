@@ -22,6 +22,7 @@ class FlowerGrid(Grid):
         ensure_task_identity()
         self.said = {int(node.removeprefix("n")): one for node, one in said.items()}
         self.sent: list[Message] = []
+        self.errors: dict[int, Error] = {}  # by Flower's node, in place of any reply
 
     def set_run(self, run: Run) -> None: ...
 
@@ -53,6 +54,8 @@ class FlowerGrid(Grid):
         return self.pull_messages(self.push_messages(list(messages)))
 
     def answer(self, message: Message) -> Message:
+        if error := self.errors.get(message.metadata.dst_node_id):
+            return Message(error, reply_to=message)
         said = self.said[message.metadata.dst_node_id]
         if isinstance(said, str):
             return Message(Error(2, said), reply_to=message)
@@ -136,6 +139,65 @@ def test_one_that_comes_again_without_is_another_node_of_the_same_client() -> No
 def test_in_a_run_that_goes_on_clients_should_have_their_state() -> None:
     grid = FlowerGrid(n1=client(0, state_round=7), n2=client(1))
     assert list(roster(grid, 2, resumed=True).get_node_ids()) == [2, 3 + SECOND_LIFE]
+
+
+def offers(grid: FlowerGrid) -> dict[int, object]:
+    """By Flower's node, the number that it was last offered."""
+    return {
+        message.metadata.dst_node_id: words.get_config(message.content).get(words.OFFERED)
+        for message in grid.sent
+        if message.metadata.message_type == MessageType.QUERY
+    }
+
+
+class Obliging(FlowerGrid):
+    """Nodes that take the number that they are offered, those that say `-`."""
+
+    def answer(self, message: Message) -> Message:
+        offered = words.get_config(message.content).get(words.OFFERED)
+        if self.said[message.metadata.dst_node_id] == "-" and type(offered) is int:
+            return Message(RecordDict({words.METRICS: client(offered)}), reply_to=message)
+        return super().answer(message)
+
+
+def test_whoever_has_no_number_is_offered_a_free_one() -> None:
+    grid = Obliging(n70="-", n80="-")
+    made = roster(grid, 2)
+    assert offers(grid) == {70: 0, 80: 1}
+    grid.said = {80: "-", 90: "-"}
+    assert list(made.get_node_ids()) == [3, 4]
+    assert offers(grid)[90] == 2  # 0 has been somebody's, who may come again
+    grid.said |= {95: "-", 96: "-"}
+    assert list(made.get_node_ids()) == [2 + SECOND_LIFE, 3, 4]
+    assert (offers(grid)[95], offers(grid)[96]) == (0, None)
+
+
+def test_with_keys_a_node_is_one_client_alone(caplog: pytest.LogCaptureFixture) -> None:
+    grid = Obliging(n70="-", n80=client(0), n90=client(1))
+    made = Roster(grid, by_key={70: 2, 80: 0, 90: 0})
+    made.wait_for(2, 5.0, num_clients=3)
+    assert list(made.get_node_ids()) == [2, 4]
+    assert offers(grid) == {70: 2, 80: 0, 90: 0}
+    assert "node 90 is left out: it says that it is client 1, with the key of client 0" in (
+        caplog.text
+    )
+
+
+def test_with_keys_one_that_was_away_is_asked_again() -> None:
+    grid = FlowerGrid(n70=client(0, state_round=2), n80=client(1))
+    made = Roster(grid, by_key={70: 0, 80: 1})
+    made.wait_for(2, 5.0, num_clients=2)
+    away = grid.said.pop(70)
+    assert list(made.get_node_ids()) == [3]
+    grid.said[70] = away
+    assert list(made.get_node_ids()) == [2, 3]
+    grid.said[70] = client(0)  # killed, and started again without its state
+    assert list(made.get_node_ids()) == [2, 3]  # too soon for Flower to have seen it
+    grid.errors = {70: Error(words.STRANGER, "has come again")}
+    (reply,) = made.send_and_receive([Message(RecordDict(), 2, MessageType.TRAIN)])
+    assert reply.has_error()
+    grid.errors = {}
+    assert list(made.get_node_ids()) == [2 + SECOND_LIFE, 3]
 
 
 def test_too_few_clients_are_named() -> None:
