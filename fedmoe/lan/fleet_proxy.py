@@ -200,7 +200,9 @@ def _client(superlink: str, keys: ServerKeys | None) -> httpx.AsyncClient:
 
 def _config(app: FleetProxy, keys: ServerKeys | None) -> uvicorn.Config:
     return uvicorn.Config(
-        app, lifespan="on", ws="none", log_config=None, access_log=False, proxy_headers=False,
+        # At the end it calls it an error that clients are still connected.
+        app, log_level="critical",
+        lifespan="on", ws="none", log_config=None, access_log=False, proxy_headers=False,
         server_header=False, date_header=False, timeout_keep_alive=_CLIENT_IDLE,
         timeout_graceful_shutdown=1,
         ssl_certfile=None if keys is None else keys.certificate,
