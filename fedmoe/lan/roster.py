@@ -133,6 +133,7 @@ class Roster(OrderedGrid):
     def _look(self) -> None:
         """Forget who has gone, ask who has come, and hear who has answered."""
         connected = set(self._grid.get_node_ids())
+        self._known &= connected  # a node with a key has the same number when it comes again
         for client in [c for c, node in self._flower.items() if node not in connected]:
             _LOG.warning("client %d has gone", client)
             del self._flower[client]

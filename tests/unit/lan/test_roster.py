@@ -123,6 +123,15 @@ def test_one_that_comes_again_with_its_state_is_the_same_node() -> None:
     assert grid.sent[-1].metadata.dst_node_id == 10 and reply.metadata.src_node_id == 2
 
 
+def test_a_node_with_a_key_comes_again_under_its_number() -> None:
+    grid = FlowerGrid(n70=client(0), n80=client(1))
+    made = roster(grid, 2)
+    del grid.said[70]
+    assert list(made.get_node_ids()) == [3]
+    grid.said[70] = client(0, state_round=4)
+    assert list(made.get_node_ids()) == [2, 3]
+
+
 def test_one_that_comes_again_without_is_another_node_of_the_same_client() -> None:
     grid = FlowerGrid(n1=client(0))
     made = roster(grid)
