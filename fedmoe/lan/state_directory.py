@@ -13,7 +13,7 @@ from flwr.app import RecordDict
 
 from fedmoe.errors import RunError
 from fedmoe.messages.arrays import to_record
-from fedmoe.tracking import load_checkpoint, save_checkpoint
+from fedmoe.tracking import drop_checkpoint, load_checkpoint, save_checkpoint
 
 _RECENT, _AT_CHECKPOINTS = "recent", "at-checkpoints"
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -50,7 +50,7 @@ class StateDirectory:
             checkpoint_every: the server's `tracking.checkpoint_every`.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses; what was kept before is kept still.
         """
         if not state.array_records:
             return
@@ -61,12 +61,16 @@ class StateDirectory:
             for place, key in enumerate(keys)
             for name, array in state.array_records[key].items()
         }
-        folders = [_RECENT]
-        if checkpoint_every and round % checkpoint_every == 0:
-            folders.append(_AT_CHECKPOINTS)
-        for folder in folders:
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.path / folder, round, arrays, {"keys": keys})
+        at_checkpoint = checkpoint_every and round % checkpoint_every == 0
+        folders = [_AT_CHECKPOINTS, _RECENT] if at_checkpoint else [_RECENT]
+        try:
+            for folder in folders:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+                save_checkpoint(self.path / folder, round, arrays, {"keys": keys})
+        except OSError:
+            for folder in folders:  # a round that was not answered is in neither
+                drop_checkpoint(self.path / folder, round)
+            raise
 
     def load(self, before: float) -> tuple[int, RecordDict]:
         """The newest state of a round before another.
