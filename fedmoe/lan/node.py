@@ -2,15 +2,22 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
 
 from fedmoe.errors import DataError, FedmoeError, RunError
 from fedmoe.lan.desk import Desk, farewell, refusal
-from fedmoe.lan.fleet import Access, FleetConnection, LostError, RunOverError
+from fedmoe.lan.fleet import (
+    Access,
+    FleetConnection,
+    LostError,
+    RejectedError,
+    RunOverError,
+)
 from fedmoe.lan.pauses import Pauses
+from fedmoe.lan.recall import Recall
 from fedmoe.schema.client import SeatConfig
 
 _LOG = logging.getLogger("fedmoe.lan.Node")
@@ -36,6 +43,7 @@ class Node:
     data: Path | None
     wait: float
     stay: bool
+    _unsent: dict[str, Message] = field(default_factory=dict, init=False)  # by what it replies to
 
     def run(self) -> None:
         """Answer until a run has come to its end.
@@ -48,10 +56,11 @@ class Node:
         told = False
         while True:
             try:
-                with FleetConnection(self.access) as connection:
+                with FleetConnection(self.access, Recall(self.root, self.client)) as connection:
                     _LOG.info("client %d: connected to %s", self.client, self.access.address)
                     told = False
                     try:
+                        self._settle(connection)
                         if self._answer_all(connection):
                             return
                     finally:
@@ -70,6 +79,37 @@ class Node:
                 )
             time.sleep(_RETRY_SECONDS)
 
+    def _settle(self, connection: FleetConnection) -> None:
+        """Reply to what the connection before has left open, which the server still waits for."""
+        if (message := connection.owed()) is None:
+            return
+        reply = self._unsent.get(message.metadata.message_id)
+        if reply is None:
+            connection.waive()  # it is tried once
+            reply = refusal(message, RunError("started again, or cut off, before it had answered"))
+        try:
+            self._send(connection, message, reply, 0.0)
+        except RunOverError as error:
+            _LOG.warning("client %d: %s", self.client, error)
+
+    def _send(
+        self, connection: FleetConnection, message: Message, reply: Message, seconds: float
+    ) -> None:
+        """Send a reply; it is kept while there is no server, and a server may not want it."""
+        self._unsent.clear()
+        self._unsent[message.metadata.message_id] = reply
+        try:
+            connection.send(reply, seconds)
+        except RejectedError as error:
+            self._unsent.clear()
+            if reply.has_error():
+                raise
+            reply = refusal(message, RunError(f"the server does not take its reply: {error}"))
+            connection.send(reply, seconds)
+        self._unsent.clear()
+        if reply.has_error():
+            _LOG.warning("client %d: %s", self.client, reply.error.reason)
+
     def _answer_all(self, connection: FleetConnection) -> bool:
         """Answer until the server says farewell; returns whether this process is to end then."""
         desks: dict[int, Desk] = {}
@@ -83,6 +123,7 @@ class Node:
             try:
                 ended = self._answer_one(connection, message, desks)
             except RunOverError as error:
+                connection.waive()
                 _LOG.warning("client %d: %s", self.client, error)
                 continue
             if ended and not self.stay:
@@ -107,9 +148,7 @@ class Node:
                     raise
                 raise RunError(f"cannot take part: {type(error).__name__}: {error}") from error
         reply = desks[run_id].answer(message)
-        connection.send(reply, time.perf_counter() - started)
-        if reply.has_error():
-            _LOG.warning("client %d: %s", self.client, reply.error.reason)
+        self._send(connection, message, reply, time.perf_counter() - started)
         if status is not None:
             _LOG.info("client %d: the run is over (%s)", self.client, status)
             desks.clear()
