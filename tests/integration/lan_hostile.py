@@ -19,7 +19,6 @@ from fedmoe.lan import node
 from fedmoe.lan.desk import Desk, farewell, refusal
 from fedmoe.lan.fleet import Access, FleetConnection, LostError
 from fedmoe.lan.packing import pack, unpack
-from fedmoe.lan.pauses import Pauses
 from fedmoe.lan.recall import Recall
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
@@ -59,12 +58,13 @@ class Hostile(threading.Thread):
 
     def _answer_all(self) -> None:
         desk: Desk | None = None
-        pauses = Pauses(self.ended)
+        patience = _STEP
         while not self.ended.is_set():
             if (message := self.connection.receive()) is None:
-                pauses.wait()
+                self.ended.wait(patience)
+                patience = min(2 * patience, 1.0)  # a dozen of them would keep a server busy
                 continue
-            pauses.restart()
+            patience = _STEP
             if desk is None:
                 run_id = message.metadata.run_id
                 config = self.connection.run_config(run_id)
@@ -82,26 +82,19 @@ class Hostile(threading.Thread):
         self.connection.send(desk.answer(message), 0.0)
 
 
-class Raising(Hostile):
-    """Fails, and says so."""
-
-    def play(self, message: Message, desk: Desk) -> None:
-        self.connection.send(refusal(message, ZeroDivisionError("on purpose")), 0.0)
-
-
 class Lying(Hostile):
-    """Damages its replies."""
+    """Damages its replies, each in another way."""
 
-    def __init__(self, access: Access, number: int, folder: Path, change: Change) -> None:
+    def __init__(self, access: Access, number: int, folder: Path, *changes: Change) -> None:
         super().__init__(access, number, folder)
-        self._change = change
+        self._changes = changes
 
     def play(self, message: Message, desk: Desk) -> None:
         content = unpack(desk.answer(message).content)
         record, metrics = content[words.ARRAYS], content[words.METRICS]
         assert isinstance(record, ArrayRecord) and isinstance(metrics, MetricRecord)
         arrays = {name: array.numpy().copy() for name, array in record.items()}
-        self._change(arrays, metrics)
+        self._changes[self.round - 1](arrays, metrics)
         content[words.ARRAYS] = to_record(arrays)
         self.connection.send(Message(pack(content), reply_to=message), 0.0)
 
@@ -144,15 +137,11 @@ class Hanging(Hostile):
 
 
 class Vanishing(Hostile):
-    """Is gone in one round, like a machine without power: without a reply or a farewell."""
-
-    def __init__(self, access: Access, number: int, folder: Path, when: int) -> None:
-        super().__init__(access, number, folder)
-        self._when = when
+    """Fails in its first round; in the next it is gone, like a machine without power."""
 
     def play(self, message: Message, desk: Desk) -> None:
-        if self.round < self._when:
-            super().play(message, desk)
+        if self.round == 1:
+            self.connection.send(refusal(message, ZeroDivisionError("on purpose")), 0.0)
             return
         self.connection._ended.set()  # of the heartbeats
         self.ended.wait()

@@ -171,9 +171,9 @@ class Stage:
 
 
 def with_staying_clients(folder: Path) -> Iterator[Stage]:
-    """Three clients with keys, which wait for one server after another; keys for 16 are there."""
+    """Three clients with keys, which wait for one server after another; keys for 11 are there."""
     stage = Stage(folder)
-    stage.make_keys(STAYING, 16)
+    stage.make_keys(STAYING, 11)
     for number in range(STAYING):
         stage.client(number, "client.stay=true", f"client.keys={KEYS}")
     yield stage
