@@ -59,7 +59,13 @@ def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> Non
         server.directory = RunDirectory.reopen(Path(run_dir))
     logging.getLogger("fedmoe").setLevel(config.tracking.log_level)
     clients = server.experiment.data.num_clients
-    roster.wait_for(runtime.min_clients, runtime.wait, clients)
+    try:
+        roster.wait_for(runtime.min_clients, runtime.wait, clients)
+    except RunError as error:
+        if server.directory is not None:  # whoever watches it need not ask Flower then
+            failed = {"name": config.name, "status": "failed", "reason": str(error)}
+            server.directory.write_json("summary.json", failed)
+        raise
     summary = server.run()
     roster.say_farewell(summary["status"])
 

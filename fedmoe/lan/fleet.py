@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.config import get_fused_config_from_fab
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -55,11 +54,17 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedmoe.lan import UNKNOWN_KEY
-from fedmoe.messages.seams import ensure_task_identity, set_message_id
+from fedmoe.lan.recall import Recall
+from fedmoe.messages.seams import ensure_task_identity, message_from_wire, set_message_id
 
 _LOG = logging.getLogger("fedmoe.lan.fleet")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked for again
 _NO_RUN = 403  # what a SuperLink answers about a run that is over
+_NO_SUPERLINK = 502  # what the proxy before it answers while there is none
+# Seconds that a SuperLink is told between two signs of life, the fewest that it takes; it holds a
+# node for gone after twice as many without one. Flower's own nodes say 30.
+HEARTBEAT_INTERVAL = 10.0
+_BEAT = 4.0  # seconds between two of them in fact
 
 KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 
@@ -68,8 +73,12 @@ class LostError(Exception):
     """The server is not to be reached, or does not know this node (any more)."""
 
 
-class RefusedError(LostError):
-    """The server is there, or what poses as it, and is not one that this client may talk to."""
+class StrangersError(LostError):
+    """Server and client do not know each other, which will not change by itself."""
+
+
+class RejectedError(LostError):
+    """The server is there, and will not have this."""
 
 
 class RunOverError(Exception):
@@ -110,13 +119,20 @@ class FleetConnection:
     """One node's connection, from its activation to its farewell. A context manager.
 
     Every method raises `LostError` where the server is not to be reached or refuses this node,
-    `RefusedError` where that will not change by itself, and `RunOverError` where it says that a
+    `StrangersError` where that will not change by itself, and `RunOverError` where it says that a
     message's run has ended.
     """
 
-    def __init__(self, access: Access) -> None:
-        """Nothing is sent before the context is entered."""
+    def __init__(self, access: Access, recall: Recall) -> None:
+        """Nothing is sent before the context is entered.
+
+        Args:
+            access: how the server is reached.
+            recall: of the connection before, which goes on where that was cut short and the
+                server still knows its node.
+        """
         ensure_task_identity()
+        self._recall = recall
         self._self_registered = access.keys is None
         self._keys = access.keys or generate_key_pairs()
         self._client = access.client(self._keys)
@@ -137,26 +153,43 @@ class FleetConnection:
         """Flower's id for this node."""
         public_key = public_key_to_bytes(self._keys[1])
         with _translated():
+            if (before := self._still_known()) is not None:
+                return before
             if self._self_registered:
                 self._client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key))
             told = self._client.ActivateNode(
-                ActivateNodeRequest(
-                    public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-                )
+                ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_INTERVAL)
             )
-        return int(told.node_id)
+        node = int(told.node_id)
+        self._recall.keep_node(node)
+        return node
 
-    def __exit__(self, *error: object) -> None:
-        """Say farewell, if the server is still there."""
+    def _still_known(self) -> int | None:
+        """The node of the connection before; it cannot be activated while it counts as alive."""
+        node = self._recall.node()
+        if node is None:
+            return None
+        try:
+            told = self._client.SendNodeHeartbeat(_sign_of_life(Node(node_id=node)))
+        except httpx.HTTPStatusError:  # another server, or a new life of this one
+            return None
+        return node if told.success else None
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Say farewell, unless this connection is to be taken up again."""
         self._ended.set()
         node = self._node.node_id
         try:
+            if kind is not None and issubclass(kind, LostError):
+                return
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
             if self._self_registered:
                 self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
+            self._recall.forget()
         except (httpx.HTTPError, RuntimeError):
             pass
-        self._client.close()
+        finally:
+            self._client.close()
 
     def receive(self) -> Message | None:
         """The next message with its content, or `None` if there is none."""
@@ -166,6 +199,7 @@ class FleetConnection:
                 return None
             run_id = message_from_proto(pulled.messages_list[0]).metadata.run_id
             number = pulled.messages_list[0].metadata.message_id
+            self._recall.owe(pulled.messages_list[0].SerializeToString())
             contents = pull_objects(
                 [tree.object_id for tree in iterate_object_tree(pulled.message_object_trees[0])],
                 make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id),
@@ -200,6 +234,16 @@ class FleetConnection:
                 self._client.PushObject, self._node, run_id, told.session_id
             )
             push_objects(objects, push, object_ids_to_push=set(told.objects_to_push))
+        self._recall.paid()
+
+    def owed(self) -> Message | None:
+        """The message, without its content, that the connection before left without a reply."""
+        told = self._recall.owed()
+        return None if told is None else message_from_wire(told)
+
+    def waive(self) -> None:
+        """Owe nothing any more."""
+        self._recall.paid()
 
     def run_config(self, run_id: int) -> Mapping[str, Any]:
         """The configuration of a run: of its app, with what `flwr run` was told."""
@@ -212,14 +256,16 @@ class FleetConnection:
 
     def _beat(self) -> None:
         """Tell the server now and then that this node lives, while it may be long at work."""
-        request = SendNodeHeartbeatRequest(
-            node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
-        while not self._ended.wait(HEARTBEAT_DEFAULT_INTERVAL / 2):
+        request = _sign_of_life(self._node)
+        while not self._ended.wait(_BEAT):
             try:
                 self._client.SendNodeHeartbeat(request)
             except (httpx.HTTPError, RuntimeError):
                 continue  # the main thread finds out by itself
+
+
+def _sign_of_life(node: Node) -> SendNodeHeartbeatRequest:
+    return SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_INTERVAL)
 
 
 @contextmanager
@@ -229,15 +275,17 @@ def _translated() -> Iterator[None]:
         yield
     except httpx.HTTPStatusError as error:
         if error.response.text == UNKNOWN_KEY:
-            raise RefusedError("it does not know this client's key") from error
+            raise StrangersError("it does not know this client's key") from error
         told = FlowerError.from_json(error.response.text)
         words = str(error) if told is None else f"[{told.code}] {told.message}"
         if error.response.status_code == _NO_RUN:
             raise RunOverError(words) from error
-        raise LostError(words) from error
+        if error.response.status_code == _NO_SUPERLINK:
+            raise LostError(words) from error
+        raise RejectedError(words) from error
     except httpx.ConnectError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise RefusedError(f"its certificate is not to be trusted: {error}") from error
+            raise StrangersError(f"its certificate is not to be trusted: {error}") from error
         raise LostError(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # whatever the network brings, this client goes on
         raise LostError(f"{type(error).__name__}: {error}") from error

@@ -2,15 +2,23 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
 
 from fedmoe.errors import ConfigError, DataError, FedmoeError, RunError
 from fedmoe.lan.desk import Desk, farewell, own_number, refusal
-from fedmoe.lan.fleet import Access, FleetConnection, LostError, RefusedError, RunOverError
+from fedmoe.lan.fleet import (
+    Access,
+    FleetConnection,
+    LostError,
+    RejectedError,
+    RunOverError,
+    StrangersError,
+)
 from fedmoe.lan.pauses import Pauses
+from fedmoe.lan.recall import Recall
 from fedmoe.schema.client import SeatConfig
 
 _LOG = logging.getLogger("fedmoe.lan.Node")
@@ -36,6 +44,8 @@ class Node:
     data: Path | None
     wait: float
     stay: bool
+    _desks: dict[int, Desk] = field(default_factory=dict, init=False)  # of one run, by its number
+    _unsent: dict[str, Message] = field(default_factory=dict, init=False)  # by what it replies to
 
     def run(self) -> None:
         """Answer until a run has come to its end.
@@ -49,16 +59,17 @@ class Node:
         told = was_in = False
         while True:
             try:
-                with FleetConnection(self.access) as connection:
+                with FleetConnection(self.access, Recall(self.root, self.client)) as connection:
                     _LOG.info("%s: connected to %s", self._name, self.access.address)
                     told, was_in = False, True
                     try:
+                        self._settle(connection)
                         if self._answer_all(connection):
                             return
                     finally:
                         last_seen = time.monotonic()
             except LostError as error:
-                if isinstance(error, RefusedError) and not was_in:
+                if isinstance(error, StrangersError) and not was_in:
                     raise ConfigError(f"runtime.server={self.access.address}: {error}") from error
                 if not told:
                     _LOG.warning(
@@ -73,9 +84,39 @@ class Node:
                 )
             time.sleep(_RETRY_SECONDS)
 
+    def _settle(self, connection: FleetConnection) -> None:
+        """Reply to what the connection before has left open, which the server still waits for."""
+        if (message := connection.owed()) is None:
+            return
+        reply = self._unsent.get(message.metadata.message_id)
+        if reply is None:
+            connection.waive()  # it is tried once
+            reply = refusal(message, RunError("started again, or cut off, before it had answered"))
+        try:
+            self._send(connection, message, reply, 0.0)
+        except RunOverError as error:
+            _LOG.warning("%s: %s", self._name, error)
+
+    def _send(
+        self, connection: FleetConnection, message: Message, reply: Message, seconds: float
+    ) -> None:
+        """Send a reply; it is kept while there is no server, and a server may not want it."""
+        self._unsent.clear()
+        self._unsent[message.metadata.message_id] = reply
+        try:
+            connection.send(reply, seconds)
+        except RejectedError as error:
+            self._unsent.clear()
+            if reply.has_error():
+                raise
+            reply = refusal(message, RunError(f"the server does not take its reply: {error}"))
+            connection.send(reply, seconds)
+        self._unsent.clear()
+        if reply.has_error():
+            _LOG.warning("%s: %s", self._name, reply.error.reason)
+
     def _answer_all(self, connection: FleetConnection) -> bool:
         """Answer until the server says farewell; returns whether this process is to end then."""
-        desks: dict[int, Desk] = {}
         pauses = Pauses()
         while True:
             message = connection.receive()
@@ -84,17 +125,17 @@ class Node:
                 continue
             pauses.restart()
             try:
-                ended = self._answer_one(connection, message, desks)
+                ended = self._answer_one(connection, message)
             except RunOverError as error:
+                connection.waive()
                 _LOG.warning("%s: %s", self._name, error)
                 continue
             if ended and not self.stay:
                 return True
 
-    def _answer_one(
-        self, connection: FleetConnection, message: Message, desks: dict[int, Desk]
-    ) -> bool:
+    def _answer_one(self, connection: FleetConnection, message: Message) -> bool:
         """Answer a message; returns whether it was a farewell."""
+        desks = self._desks
         run_id, started = message.metadata.run_id, time.perf_counter()
         status = _farewell(message)
         if run_id not in desks:
@@ -114,9 +155,7 @@ class Node:
                     raise
                 raise RunError(f"cannot take part: {type(error).__name__}: {error}") from error
         reply = desks[run_id].answer(message)
-        connection.send(reply, time.perf_counter() - started)
-        if reply.has_error():
-            _LOG.warning("%s: %s", self._name, reply.error.reason)
+        self._send(connection, message, reply, time.perf_counter() - started)
         if status is not None:
             _LOG.info("%s: the run is over (%s)", self._name, status)
             desks.clear()

@@ -31,8 +31,8 @@ class Roster(OrderedGrid):
     A node of Flower's that comes in the middle of a run is asked which client it is, and counts
     from the next time that nodes are asked for after it has answered. Where clients have keys, a
     node can be one client alone. Where they have none and two say that they are the same client,
-    the one that said so last is: a client that was killed and started again is a new node, while
-    Flower takes the old one for alive for a while.
+    the second has to wait until the first has gone: for a client that was killed and is a new
+    node now, that is when Flower has found out.
 
     One that does not know its number, since it has a table of its own and no share of another,
     takes the number that it is offered.
@@ -60,6 +60,7 @@ class Roster(OrderedGrid):
         self._offered: dict[int, int] = {}  # a number by Flower's node, until it has answered
         self._sent: dict[str, tuple[int, int]] = {}  # by message, Flower's node and ours
         self._known: set[int] = set()  # Flower's nodes that have been asked
+        self._rivals: dict[int, tuple[int, bool]] = {}  # by node: a client that is there, and state
 
     def client_id(self, node_id: int) -> int:
         """The client behind a node."""
@@ -145,6 +146,10 @@ class Roster(OrderedGrid):
         connected = set(self._grid.get_node_ids())
         for gone in self._known - connected:
             self._forget(gone)
+        for node, (client, has_state) in list(self._rivals.items()):
+            if client not in self._flower:
+                del self._rivals[node]
+                self._take_in(node, client, has_state=has_state)
         if new := sorted(connected - self._known):
             questions = [self._question(node) for node in new]
             told = self._grid.push_messages(questions)
@@ -160,6 +165,7 @@ class Roster(OrderedGrid):
         """Be ready to ask a node again who it is: its process is not the one that answered."""
         self._known.discard(flower)
         self._offered.pop(flower, None)
+        self._rivals.pop(flower, None)
         self._asked = {number: node for number, node in self._asked.items() if node != flower}
         for client in [c for c, node in self._flower.items() if node == flower]:
             _LOG.warning("client %d has gone", client)
@@ -196,9 +202,18 @@ class Roster(OrderedGrid):
         if self._by_key is not None and (owner := self._by_key.get(node)) != client:
             _refuse(node, f"it says that it is client {client}, with the key of client {owner}")
             return
+        has_state = bool(told.get(words.STATE_ROUND))
+        if self._flower.get(client, node) != node:
+            self._rivals[node] = client, has_state
+            _LOG.warning("node %d has to wait: client %d is there already", node, client)
+            return
+        self._take_in(node, client, has_state=has_state)
+
+    def _take_in(self, node: int, client: int, *, has_state: bool) -> None:
+        """Let a client be reached at one of Flower's nodes."""
         came_before = client in self._lives
         self._lives.setdefault(client, 0)
-        if (came_before or self._resumed) and not told.get(words.STATE_ROUND):
+        if (came_before or self._resumed) and not has_state:
             self._lives[client] += 1
         self._flower[client] = node
         _LOG.info("client %d has come%s", client, " again" if came_before else "")

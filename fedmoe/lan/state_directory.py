@@ -13,7 +13,7 @@ from flwr.app import RecordDict
 
 from fedmoe.errors import RunError
 from fedmoe.messages.arrays import to_record
-from fedmoe.tracking import load_checkpoint, save_checkpoint
+from fedmoe.tracking import drop_checkpoint, load_checkpoint, save_checkpoint
 
 _RECENT, _AT_CHECKPOINTS = "recent", "at-checkpoints"
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -55,13 +55,13 @@ class StateDirectory:
 
         Args:
             round: that has just been answered.
-            state: array records; one that is empty is not kept.
+            state: array records; one that is empty is kept once, to know this client again.
             checkpoint_every: the server's `tracking.checkpoint_every`.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses; what was kept before is kept still.
         """
-        if not state.array_records:
+        if not state.array_records and self.path.exists():
             return
         # A key may hold slashes, and so may a name: the keys are told apart by their number.
         keys = list(state.array_records)
@@ -70,12 +70,16 @@ class StateDirectory:
             for place, key in enumerate(keys)
             for name, array in state.array_records[key].items()
         }
-        folders = [_RECENT]
-        if checkpoint_every and round % checkpoint_every == 0:
-            folders.append(_AT_CHECKPOINTS)
-        for folder in folders:
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.path / folder, round, arrays, {"keys": keys})
+        at_checkpoint = checkpoint_every and round % checkpoint_every == 0
+        folders = [_AT_CHECKPOINTS, _RECENT] if at_checkpoint else [_RECENT]
+        try:
+            for folder in folders:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+                save_checkpoint(self.path / folder, round, arrays, {"keys": keys})
+        except OSError:
+            for folder in folders:  # a round that was not answered is in neither
+                drop_checkpoint(self.path / folder, round)
+            raise
 
     def load(self, before: float) -> tuple[int, RecordDict]:
         """The newest state of a round before another.

@@ -8,7 +8,13 @@ import copy
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.serde import message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -76,6 +82,14 @@ def empty_run(run_id: int) -> Run:
 def wire_bytes(message: Message) -> bytes:
     """A message as it is serialised for the network."""
     return bytes(message_to_proto(message).SerializeToString())
+
+
+def message_from_wire(data: bytes) -> Message | None:
+    """Undo `wire_bytes`; `None` if it is no message."""
+    try:
+        return message_from_proto(ProtoMessage.FromString(data))
+    except (DecodeError, TypeError, ValueError):
+        return None
 
 
 def records_to_wire(records: RecordDict) -> bytes:

@@ -6,6 +6,7 @@ functions that draw with them.
 
 from fedmoe.tracking.checkpoint import (
     Checkpoint,
+    drop_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "RunDirectory",
     "configure_logging",
+    "drop_checkpoint",
     "git_commit",
     "insights_frame",
     "latest_checkpoint",

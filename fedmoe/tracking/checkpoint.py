@@ -78,6 +78,18 @@ def save_checkpoint(
     _prune(folder, round)
 
 
+def drop_checkpoint(directory: Path, round: int) -> None:
+    """Have no checkpoint of a round, whether there is one or not.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    folder = directory / _FOLDER
+    if folder.is_dir():
+        for ending in ("json", "safetensors"):  # without the first the second is none
+            (folder / f"round-{round:05d}.{ending}").unlink(missing_ok=True)
+
+
 def latest_checkpoint(directory: Path) -> Path | None:
     """The JSON file of the newest finished checkpoint of a run directory, if there is one."""
     manifests = _manifests(directory / _FOLDER)

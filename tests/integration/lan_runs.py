@@ -2,21 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from fedmoe.config import load_config
+from fedmoe.keys import make_keys
+from fedmoe.lan.access import ClientKeys
+from fedmoe.lan.fleet import Access
 from fedmoe.offline import QUIET
+from fedmoe.simulations import run_experiment
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds, on a busy machine
+PATIENCE = 120.0  # seconds, on a busy machine
+STAYING = 3
+KEYS, MORE_KEYS = "keys", "more-keys"
+SMALL = ["data=digits", "training=sgd", "data.validation_fraction=0.1"]
 
 
 def free_port() -> int:
@@ -30,6 +41,35 @@ def wait_until(holds: Callable[[], object], what: str, seconds: float = PATIENCE
     while not holds():
         assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}"
         time.sleep(0.05)
+
+
+def in_process(words: list[str], folder: Path, clients: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` of the same run in one process."""
+    config = load_config(
+        [*words, f"partition.num_clients={clients}", "tracking.progress=none"],
+        tracking={"plots": False},
+    )
+    run_experiment(config, folder)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> None:
+    """All that is no time is equal, up to the order in which floats are summed."""
+    assert len(theirs) == len(ours)
+    for their, our in zip(theirs, ours, strict=True):
+        for record in (their, our):
+            record.pop("seconds", None)
+        for key in ("round", "missing", "bytes"):
+            assert their[key] == our[key]
+        for key in ("train", "validation", "test"):
+            assert flat(their[key]) == pytest.approx(flat(our[key]), abs=1e-5)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """What nested dictionaries hold, by path, without what is `None`."""
+    if not isinstance(value, dict):
+        return {} if value is None else {name: value}
+    return {k: v for key, one in value.items() for k, v in flat(one, f"{name}.{key}").items()}
 
 
 @dataclass
@@ -67,9 +107,29 @@ class Stage:
     def client(self, number: int, *words: str) -> subprocess.Popen[bytes]:
         return self.start(
             f"client{number}", sys.executable, "-m", "fedmoe.client",
-            f"runtime.server=127.0.0.1:{self.port}", f"client.partition={number}",
-            f"client.state=state{number}", *words,
+            *self.client_words(number), *words,
         )  # fmt: skip
+
+    def client_words(self, number: int) -> list[str]:
+        """What a client is told in any case."""
+        return [
+            f"runtime.server=127.0.0.1:{self.port}", f"client.partition={number}",
+            f"client.state=state{number}",
+        ]  # fmt: skip
+
+    def make_keys(self, few: int, more: int) -> None:
+        """Two folders of keys: in the second, the same keys and others; a key takes time."""
+        make_keys(self.folder / KEYS, clients=few)
+        shutil.copytree(self.folder / KEYS, self.folder / MORE_KEYS)
+        make_keys(self.folder / MORE_KEYS, clients=more)
+
+    def access(self, number: int | None = None) -> Access:
+        """As one of the clients with keys reaches the server, or one without."""
+        address, folder = f"127.0.0.1:{self.port}", self.folder / MORE_KEYS
+        if number is None:
+            return Access(address=address)
+        keys = ClientKeys(folder / "ca.crt", folder / f"client-{number}")
+        return Access(address=address, root_certificates=keys.root_certificates, keys=keys.pair())
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -90,8 +150,9 @@ class Stage:
                 continue
         return found
 
-    def rounds(self, folder: str) -> list[dict[str, Any]]:
-        path = self.folder / folder / "metrics.jsonl"
+    def rounds(self, folder: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """What has been written of a run so far."""
+        path = self.folder / folder / file
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -107,3 +168,13 @@ class Stage:
                 time.sleep(0.05)
         for process in self.started:
             process.wait(5.0)
+
+
+def with_staying_clients(folder: Path) -> Iterator[Stage]:
+    """Three clients with keys, which wait for one server after another; keys for 11 are there."""
+    stage = Stage(folder)
+    stage.make_keys(STAYING, 11)
+    for number in range(STAYING):
+        stage.client(number, "client.stay=true", f"client.keys={KEYS}")
+    yield stage
+    stage.close()

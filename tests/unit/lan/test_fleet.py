@@ -2,14 +2,17 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedResponse,
     PullObjectResponse,
@@ -18,15 +21,26 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedmoe.lan import UNKNOWN_KEY, fast_grid, fleet
 from fedmoe.lan.fast_grid import FastGrid, fast
-from fedmoe.lan.fleet import Access, FleetConnection, LostError, RefusedError, RunOverError
+from fedmoe.lan.fleet import (
+    Access,
+    FleetConnection,
+    LostError,
+    RejectedError,
+    RunOverError,
+    StrangersError,
+)
 from fedmoe.lan.packing import is_packed
+from fedmoe.lan.recall import Recall
 from fedmoe.messages.arrays import to_record
 from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
+
+ACCESS = Access(address="here:1")
 
 
 class Link:
@@ -39,6 +53,7 @@ class Link:
         self.pushed: list[Any] = []
         self.calls: list[str] = []
         self.error: Exception | None = None
+        self.known: bool | None = True  # whether it knows the node of a sign of life
 
     def __getattr__(self, name: str) -> Any:
         def call(request: Any) -> Any:
@@ -55,6 +70,10 @@ class Link:
         self.objects |= {key: o.deflate() for key, o in get_all_nested_objects(message).items()}
 
     def reply(self, name: str, request: Any) -> Any:
+        if name == "SendNodeHeartbeat":
+            if self.known is None:
+                raise answered(401)
+            return SendNodeHeartbeatResponse(success=self.known)
         if name == "ActivateNode":
             return type("Activated", (), {"node_id": 77})
         if name == "PullMessages":
@@ -90,6 +109,11 @@ def _ids(tree: Any) -> Iterator[str]:
         yield from _ids(child)
 
 
+def answered(status: int) -> httpx.HTTPStatusError:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://here"), text="{}")
+    return httpx.HTTPStatusError("no", request=response.request, response=response)
+
+
 def content() -> RecordDict:
     arrays = to_record({"w": np.arange(5, dtype=np.float32)})
     return RecordDict({"arrays": arrays, "metrics": MetricRecord({"loss": 0.5})})
@@ -117,15 +141,22 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     return seen
 
 
-def test_a_message_comes_and_its_reply_goes(link: Link, pauses: list[tuple[float, float]]) -> None:
+def test_a_message_comes_and_its_reply_goes(
+    link: Link, pauses: list[tuple[float, float]], tmp_path: Path
+) -> None:
     sent = Message(content(), 77, MessageType.TRAIN)
     link.hold(sent)
-    with FleetConnection(Access(address="here:1")) as connection:
+    recall = Recall(tmp_path, 0)
+    with FleetConnection(ACCESS, recall) as connection:
         message = connection.receive()
+        owed = connection.owed()
+        assert owed is not None and owed.metadata.message_id == sent.metadata.message_id
         assert connection.receive() is None
         assert message is not None and message.content.object_id == content().object_id
         assert message.metadata.message_id == sent.metadata.message_id
         connection.send(Message(content(), reply_to=message), 0.25)
+        assert connection.owed() is None
+    assert recall.node() is None  # it has said farewell
     assert pauses == [(0.005, 0.2)]  # Flower's own begin with a second
     (pushed,) = link.pushed
     told = message_from_proto(pushed.messages_list[0])
@@ -141,29 +172,71 @@ def test_a_message_comes_and_its_reply_goes(link: Link, pauses: list[tuple[float
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "raised"), [(403, RunOverError), (401, LostError)])
-def test_refusals_are_told_apart(link: Link, status: int, raised: type[Exception]) -> None:
-    response = httpx.Response(status, request=httpx.Request("POST", "http://here"), text="{}")
-    with FleetConnection(Access(address="here:1")) as connection:
-        link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
-        with pytest.raises(raised):
+@pytest.mark.parametrize(
+    ("status", "raised"), [(403, RunOverError), (502, LostError), (401, RejectedError)]
+)
+def test_refusals_are_told_apart(
+    link: Link, status: int, raised: type[Exception], tmp_path: Path
+) -> None:
+    with FleetConnection(ACCESS, Recall(tmp_path, 0)) as connection:
+        link.error = answered(status)
+        with pytest.raises(raised) as caught:
             connection.receive()
+    assert caught.type is raised
 
 
-def test_what_will_not_change_by_itself_is_refused(link: Link) -> None:
+def test_what_will_not_change_by_itself_is_told_apart(link: Link, tmp_path: Path) -> None:
     response = httpx.Response(401, request=httpx.Request("POST", "http://here"), text=UNKNOWN_KEY)
     link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
-    with pytest.raises(RefusedError, match="does not know this client's key"):
-        FleetConnection(Access(address="here:1")).__enter__()
+    with pytest.raises(StrangersError, match="does not know this client's key"):
+        FleetConnection(ACCESS, Recall(tmp_path, 0)).__enter__()
     link.error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
-    with pytest.raises(RefusedError, match=r"certificate is not to be trusted: .*self-signed"):
-        FleetConnection(Access(address="here:1")).__enter__()
+    with pytest.raises(StrangersError, match=r"certificate is not to be trusted: .*self-signed"):
+        FleetConnection(ACCESS, Recall(tmp_path, 0)).__enter__()
 
 
-def test_a_server_that_is_gone_is_lost(link: Link) -> None:
+def test_a_server_that_is_gone_is_lost(link: Link, tmp_path: Path) -> None:
     link.error = httpx.ConnectError("refused")
-    with pytest.raises(LostError, match="refused"), FleetConnection(Access(address="here:1")):
+    with (
+        pytest.raises(LostError, match="refused"),
+        FleetConnection(ACCESS, Recall(tmp_path, 0)),
+    ):
         raise AssertionError("never connected")
+
+
+def test_a_connection_that_was_cut_short_goes_on_as_the_same_node(
+    link: Link, tmp_path: Path
+) -> None:
+    sent = Message(content(), 77, MessageType.TRAIN)
+    link.hold(sent)
+    with pytest.raises(LostError), FleetConnection(ACCESS, Recall(tmp_path, 0)) as connection:
+        connection.receive()
+        raise LostError
+    assert not {"DeactivateNode", "UnregisterNode"} & set(link.calls)
+    link.calls.clear()
+    with FleetConnection(ACCESS, Recall(tmp_path, 0)) as connection:
+        assert link.calls == ["SendNodeHeartbeat"]  # and no second activation
+        owed = connection.owed()
+        assert owed is not None and owed.metadata.dst_node_id == 77
+        connection.send(Message(Error(2, "no"), reply_to=owed), 0.0)
+        assert connection.owed() is None
+    (pushed,) = link.pushed
+    told = message_from_proto(pushed.messages_list[0])
+    assert told.metadata.reply_to_message_id == sent.metadata.message_id
+    assert told.metadata.src_node_id == 77
+
+
+@pytest.mark.parametrize("known", [False, None])
+def test_a_server_that_does_not_know_the_node_gets_another(
+    link: Link, tmp_path: Path, known: bool | None
+) -> None:
+    recall = Recall(tmp_path, 0)
+    recall.keep_node(5)
+    recall.owe(b"to a server that is gone")
+    link.known = known
+    with FleetConnection(ACCESS, recall) as connection:
+        assert link.calls[:3] == ["SendNodeHeartbeat", "RegisterNode", "ActivateNode"]
+        assert (recall.node(), connection.owed(), recall.owed()) == (77, None, None)
 
 
 def test_the_grid_fetches_at_once_and_packs(
@@ -205,6 +278,7 @@ def test_flower_still_has_the_signatures() -> None:
         pull_objects
     ).parameters.keys()
     assert isinstance(inspect.getattr_static(HttpGrid, "_runtime_client"), property)
-    client = Access(address="127.0.0.1:1").client(FleetConnection(Access(address="h:1"))._keys)
+    assert fleet.HEARTBEAT_INTERVAL == HEARTBEAT_MIN_INTERVAL and HEARTBEAT_PATIENCE == 2
+    client = Access(address="127.0.0.1:1").client(generate_key_pairs())
     with pytest.raises(httpx.ConnectError):
         client.PullMessages(PullMessagesResponse())

@@ -120,10 +120,39 @@ def test_one_that_comes_again_with_its_state_is_the_same_node() -> None:
     assert list(made.get_node_ids()) == [3]
     grid.said[9] = client(0, state_round=4)
     assert list(made.get_node_ids()) == [2, 3]
-    grid.said[10] = client(0, state_round=5)  # the old connection may seem alive for a while
+
+
+def test_one_client_cannot_be_two_nodes(caplog: pytest.LogCaptureFixture) -> None:
+    grid = FlowerGrid(n1=client(0), n9=client(1))
+    made = roster(grid, 2)
+    grid.said[10] = client(0, state_round=5)  # an impostor, or the old node is dead in fact
+    for _ in range(2):
+        assert list(made.get_node_ids()) == [2, 3]
+        assert asked_for(2, made, grid) == 1
+    assert caplog.text.count("node 10 has to wait: client 0 is there already") == 1
+    del grid.said[1]
     assert list(made.get_node_ids()) == [2, 3]
-    (reply,) = made.send_and_receive([Message(RecordDict(), 2, MessageType.TRAIN)])
-    assert grid.sent[-1].metadata.dst_node_id == 10 and reply.metadata.src_node_id == 2
+    assert asked_for(2, made, grid) == 10
+    grid.said[11] = client(0)
+    assert list(made.get_node_ids()) == [2, 3]
+    grid.said = {9: client(1)}  # both are gone: the rival is not kept either
+    assert list(made.get_node_ids()) == [3]
+
+
+def asked_for(node: int, made: Roster, grid: FlowerGrid) -> int:
+    """Flower's node that a message to one of ours goes to."""
+    (reply,) = made.send_and_receive([Message(RecordDict(), node, MessageType.TRAIN)])
+    assert reply.metadata.src_node_id == node
+    return grid.sent[-1].metadata.dst_node_id
+
+
+def test_a_node_with_a_key_comes_again_under_its_number() -> None:
+    grid = FlowerGrid(n70=client(0), n80=client(1))
+    made = roster(grid, 2)
+    del grid.said[70]
+    assert list(made.get_node_ids()) == [3]
+    grid.said[70] = client(0, state_round=4)
+    assert list(made.get_node_ids()) == [2, 3]
 
 
 def test_one_that_comes_again_without_is_another_node_of_the_same_client() -> None:

@@ -1,14 +1,18 @@
 """A client's private state on its disk."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
 
 from fedmoe.errors import RunError
+from fedmoe.lan import state_directory
 from fedmoe.lan.state_directory import StateDirectory
 from fedmoe.messages.arrays import from_record, to_record
+from fedmoe.tracking import save_checkpoint
 
 EVER = float("inf")
 
@@ -44,9 +48,37 @@ def test_a_history_that_was_rolled_back_is_gone(tmp_path: Path) -> None:
     assert kept.load(4)[0] == 3 and value(kept.load(4)[1]) == 30.0
 
 
-def test_no_state_leaves_no_file(tmp_path: Path) -> None:
-    StateDirectory(tmp_path, "abc", 0).save(1, RecordDict(), checkpoint_every=1)
-    assert not list(tmp_path.iterdir())
+def test_a_round_that_did_not_fit_on_the_disk_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two copies has been written by then; it is not what the client goes on from."""
+    kept = StateDirectory(tmp_path, "abc", 0)
+    kept.save(1, state(1), checkpoint_every=2)
+    calls = []
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(*args)
+
+    monkeypatch.setattr(state_directory, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        kept.save(2, state(2), checkpoint_every=2)
+    assert StateDirectory(tmp_path, "abc", 0).load(EVER)[0] == 1
+    assert not list(tmp_path.rglob("round-00002*"))
+    kept.save(2, state(2), checkpoint_every=2)
+    assert value(kept.load(EVER)[1]) == 2.0
+
+
+def test_no_state_is_kept_once(tmp_path: Path) -> None:
+    """Whoever has no private state is known again all the same, and writes no more."""
+    kept = StateDirectory(tmp_path, "abc", 4)
+    assert StateDirectory.clients(tmp_path, "abc") == []
+    for number in (1, 2):
+        kept.save(number, RecordDict(), checkpoint_every=1)
+    assert kept.load(EVER) == (1, RecordDict())
+    assert StateDirectory.clients(tmp_path, "abc") == [4]
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "a" * 65])

@@ -1,0 +1,64 @@
+"""What a client process keeps of its connection, for the process that takes its place.
+
+A SuperLink hands each message out once, and takes a node for alive for some time after its last
+sign of life. A client that was killed at work would be waited for as long, and refused meanwhile.
+So it notes its node, and the message that it owes a reply; whoever comes next goes on as that
+node and says that there will be none.
+"""
+
+import contextlib
+from pathlib import Path
+
+
+class Recall:
+    """Two small files of one client. What cannot be written or read is as if it were not there."""
+
+    def __init__(self, root: Path, client: int | None) -> None:
+        """Nothing is written yet.
+
+        Args:
+            root: the client process's folder, which exists.
+            client: its number; `None` for the only one below `root`.
+        """
+        name = "client" if client is None else f"client-{client}"
+        self._node, self._owed = root / f"{name}.node", root / f"{name}.owed"
+
+    def node(self) -> int | None:
+        """Flower's id of the node that was connected last."""
+        try:
+            return int(self._node.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def keep_node(self, node: int) -> None:
+        """This node is connected, and owes nothing."""
+        self.paid()
+        _write(self._node, str(node).encode())
+
+    def forget(self) -> None:
+        """The node is gone for good."""
+        self.paid()
+        self._node.unlink(missing_ok=True)
+
+    def owe(self, message: bytes) -> None:
+        """A message has come, which is to be replied to."""
+        _write(self._owed, message)
+
+    def paid(self) -> None:
+        """It has been, or nobody waits for it any more; this needs no room on the disk."""
+        self._owed.unlink(missing_ok=True)
+
+    def owed(self) -> bytes | None:
+        """The message without a reply, if there is one."""
+        try:
+            return self._owed.read_bytes() or None
+        except OSError:
+            return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is whole even if this process is killed; a full disk ends no client."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with contextlib.suppress(OSError):
+        temporary.write_bytes(content)
+        temporary.replace(path)

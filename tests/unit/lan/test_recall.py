@@ -1,0 +1,38 @@
+"""What a client process keeps for the one that takes its place."""
+
+from pathlib import Path
+
+from fedmoe.lan.recall import Recall
+
+
+def test_the_next_process_knows_the_node_and_the_debt(tmp_path: Path) -> None:
+    one = Recall(tmp_path, 3)
+    assert (one.node(), one.owed()) == (None, None)
+    one.keep_node(2**63 + 1)
+    one.owe(b"message")
+    other, stranger = Recall(tmp_path, 3), Recall(tmp_path, 4)
+    assert (other.node(), other.owed()) == (2**63 + 1, b"message")
+    assert (stranger.node(), stranger.owed()) == (None, None)
+    other.paid()
+    assert (one.node(), one.owed()) == (2**63 + 1, None)
+    one.owe(b"message")
+    one.keep_node(5)  # of another server, to which nothing is owed
+    assert (other.node(), other.owed()) == (5, None)
+    other.forget()
+    assert (one.node(), one.owed()) == (None, None)
+
+
+def test_nothing_that_can_be_read_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "client-0.node").write_text("a node")
+    (tmp_path / "client-0.owed").write_bytes(b"")  # power was lost while it was written
+    recall = Recall(tmp_path, 0)
+    assert (recall.node(), recall.owed()) == (None, None)
+
+
+def test_a_disk_that_refuses_ends_nobody(tmp_path: Path) -> None:
+    recall = Recall(tmp_path / "no folder", 0)
+    recall.keep_node(1)
+    recall.owe(b"message")
+    recall.paid()
+    recall.forget()
+    assert (recall.node(), recall.owed()) == (None, None)
