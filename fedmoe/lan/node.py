@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedmoe.errors import DataError, FedmoeError, RunError
+from fedmoe.errors import ConfigError, DataError, FedmoeError, RunError
 from fedmoe.lan.desk import Desk, farewell, refusal
 from fedmoe.lan.fleet import (
     Access,
@@ -52,11 +52,23 @@ class Node:
             RunError: there was no server for too long.
             FedmoeError: the data or the configuration are not such that this client could train.
         """
+        recall = Recall(self.root, self.client)
+        if not recall.claim():  # two would take messages and state from each other
+            raise ConfigError(
+                f"client.state={self.root}: another process is client {self.client} there; end it, "
+                "or name another folder"
+            )
+        try:
+            self._take_part(recall)
+        finally:
+            recall.release()
+
+    def _take_part(self, recall: Recall) -> None:
         last_seen = time.monotonic()
         told = False
         while True:
             try:
-                with FleetConnection(self.access, Recall(self.root, self.client)) as connection:
+                with FleetConnection(self.access, recall) as connection:
                     _LOG.info("client %d: connected to %s", self.client, self.access.address)
                     told = False
                     try:
