@@ -55,11 +55,23 @@ class Node:
             FedmoeError: the data or the configuration are not such that this client could train,
                 or the server refuses it before it has ever let it in.
         """
+        recall = Recall(self.root, self.client)
+        if not recall.claim():  # two would take messages and state from each other
+            raise ConfigError(
+                f"client.state={self.root}: another process is the same {self._name} there; end "
+                "it, or name another folder"
+            )
+        try:
+            self._take_part(recall)
+        finally:
+            recall.release()
+
+    def _take_part(self, recall: Recall) -> None:
         last_seen = time.monotonic()
         told = was_in = False
         while True:
             try:
-                with FleetConnection(self.access, Recall(self.root, self.client)) as connection:
+                with FleetConnection(self.access, recall) as connection:
                     _LOG.info("%s: connected to %s", self._name, self.access.address)
                     told, was_in = False, True
                     try:

@@ -7,11 +7,13 @@ node and says that there will be none.
 """
 
 import contextlib
+import fcntl
+import os
 from pathlib import Path
 
 
 class Recall:
-    """Two small files of one client. What cannot be written or read is as if it were not there."""
+    """Small files of one client. What cannot be written or read is as if it were not there."""
 
     def __init__(self, root: Path, client: int | None) -> None:
         """Nothing is written yet.
@@ -22,6 +24,26 @@ class Recall:
         """
         name = "client" if client is None else f"client-{client}"
         self._node, self._owed = root / f"{name}.node", root / f"{name}.owed"
+        self._lock_path = root / f"{name}.lock"
+        self._lock: int | None = None  # a file's descriptor
+
+    def claim(self) -> bool:
+        """Whether no other process works as this client; none can before `release`, or its end."""
+        try:
+            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError:  # a disk that is full, or one that knows no locks
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let others claim it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def node(self) -> int | None:
         """Flower's id of the node that was connected last."""

@@ -23,7 +23,7 @@ from fedmoe.lan.recall import Recall
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
 
-_STEP, _RETRY = 0.02, 0.5  # seconds
+_STEP, _RETRY = 0.02, 1.0  # seconds
 Arrays = dict[str, NDArray[Any]]
 Change = Callable[[Arrays, MetricRecord], object]
 

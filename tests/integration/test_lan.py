@@ -184,7 +184,10 @@ def test_with_keys_strangers_are_kept_out_and_the_numbers_stay(
         (stage.folder / "keys" / "ca.crt").read_bytes()
     )
     words = ["+experiment=insight", *SMALL, "rounds=3"]
-    strangers = [stage.client(0, "client.keys=others"), stage.client(1)]
+    strangers = [
+        stage.client(0, "client.keys=others", "client.state=stranger0"),
+        stage.client(1, "client.state=stranger1"),
+    ]
     server = stage.server(*words, "runtime.keys=keys", "runtime.min_clients=2", name="run")
     make_keys(stage.folder / "mine", clients=0)
     for name in ("ca.crt", "client-1"):  # and nothing else, so that it need not say its number

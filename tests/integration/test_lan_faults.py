@@ -37,7 +37,7 @@ pytestmark = [
 FULL = 2  # one of those that stay, whose disk takes no more for a round
 LIES, FORGES, REPLAYS, VANISHES, TERMINATED, KILLED, HANGS, NOBODY = range(3, 11)
 CLIENTS = NOBODY
-ROUNDS, DEADLINE, STRIKES = 5, 25, 3
+ROUNDS, DEADLINE, STRIKES = 5, 22, 3
 EXPERIMENT = [
     "data=digits", "partition=iid", f"partition.num_clients={CLIENTS}", "model=mlp",
     "model.hidden=[64]", "strategy=fedavg", "training=sgd", "training.epochs=1",
@@ -74,8 +74,6 @@ class Play:
         return self.stage.access(number), number, self.folder / f"state{number}"
 
     def begin(self) -> None:
-        for thread in self.threads:
-            thread.start()
         self.held = {
             number: self.stage.start(
                 f"client{number}", sys.executable, hostile.__file__,
@@ -83,6 +81,9 @@ class Play:
             )
             for number in (TERMINATED, KILLED)
         }  # fmt: skip
+        wait_until(lambda: "listening at" in self.stage.log("faults"), "the server")
+        for thread in self.threads:
+            thread.start()
 
     def end(self) -> None:
         self.hanging.released.set()

@@ -12,6 +12,7 @@ from fedmoe.errors import ConfigError
 from fedmoe.lan import node
 from fedmoe.lan.fleet import Access, LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.node import Node
+from fedmoe.lan.recall import Recall
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
 from fedmoe.messages.seams import ensure_task_identity, message_from_wire, wire_bytes
@@ -88,11 +89,14 @@ def train(number: int = 1) -> Message:
     return Message(content, 9, MessageType.TRAIN)
 
 
+def node_of(root: Path) -> Node:
+    access = Access(address="here:1")
+    return Node(access=access, client=0, root=root, data=None, wait=60.0, stay=False)
+
+
 def take_part(root: Path) -> None:
     with pytest.raises(StopIteration):
-        Node(
-            access=Access(address="here:1"), client=0, root=root, data=None, wait=60.0, stay=False
-        ).run()
+        node_of(root).run()
 
 
 def test_a_reply_that_was_lost_on_its_way_is_sent_again(server: Server, tmp_path: Path) -> None:
@@ -126,6 +130,17 @@ def test_a_reply_that_the_server_does_not_take_becomes_an_error(
     (reply,) = server.sent
     assert reply.error.reason == "the server does not take its reply: body too large"
     assert server.connections == 1
+
+
+def test_a_state_that_another_process_works_with_is_refused(server: Server, tmp_path: Path) -> None:
+    other = Recall(tmp_path, 0)
+    assert other.claim()
+    with pytest.raises(ConfigError, match="another process is the same client 0 there"):
+        node_of(tmp_path).run()
+    other.release()
+    assert server.connections == 0
+    take_part(tmp_path)
+    take_part(tmp_path)  # the first has let go
 
 
 def test_a_reply_to_a_run_that_is_over_is_dropped(server: Server, tmp_path: Path) -> None:

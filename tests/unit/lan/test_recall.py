@@ -36,3 +36,15 @@ def test_a_disk_that_refuses_ends_nobody(tmp_path: Path) -> None:
     recall.paid()
     recall.forget()
     assert (recall.node(), recall.owed()) == (None, None)
+
+
+def test_two_processes_cannot_be_one_client(tmp_path: Path) -> None:
+    first, second = Recall(tmp_path, 0), Recall(tmp_path, 0)
+    assert first.claim() and not second.claim()
+    neighbour = Recall(tmp_path, 1)
+    assert neighbour.claim()
+    first.release()  # as when its process ends, however that comes about
+    assert second.claim() and not first.claim()
+    second.release()
+    neighbour.release()
+    assert Recall(tmp_path / "no folder", 0).claim()
