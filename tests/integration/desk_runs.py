@@ -1,14 +1,14 @@
 """Federations as on a LAN, in one process and without a network."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedmoe.config import load_config, to_json
+from fedmoe.config import to_json
 from fedmoe.lan.desk import Desk
 from fedmoe.lan.packing import pack, unpack
 from fedmoe.lan.roster import Roster
@@ -19,6 +19,7 @@ from fedmoe.messages.seams import (
     set_message_id,
     with_content,
 )
+from fedmoe.schema import ExperimentConfig
 from fedmoe.serving import Server
 
 FIRST = 700  # Flower's node of client k is 700 + k
@@ -87,25 +88,21 @@ class DeskGrid(Grid):
         raise NotImplementedError
 
 
-def serve(words: list[str], folder: Path, *more: str, **changes: Any) -> tuple[Server, DeskGrid]:
+def serve(
+    config: ExperimentConfig, folder: Path, *, resume: bool = False
+) -> tuple[Server, DeskGrid]:
     """A server and its clients, about to run.
 
     Args:
-        words: of the experiment.
+        config: of `runtime=lan`.
         folder: for the run directory, and the clients' state.
-        more: words.
-        changes: of the configuration, such as `resume`.
+        resume: whether to go on with what is there.
     """
-    config = load_config([*words, "runtime=lan", *more], **changes)
+    if resume:
+        config = replace(config, resume=str(folder / "run"))
+    clients = config.data.num_clients  # type: ignore[union-attr]
     run = {"config": to_json(config), "federation": "f"}
-    clients = _count(words)
-    desks = [Desk(run, 1, number, folder / "state") for number in range(clients)]
-    grid = DeskGrid(desks)
-    roster = Roster(grid, resumed=config.resume is not None)
+    grid = DeskGrid([Desk(run, 1, number, folder / "state") for number in range(clients)])
+    roster = Roster(grid, resumed=resume)
     roster.wait_for(clients, 5.0, clients)
     return Server(config=config, grid=roster, run_dir=folder / "run"), grid
-
-
-def _count(words: list[str]) -> int:
-    (count,) = (int(word.partition("=")[2]) for word in words if "num_clients" in word)
-    return count
