@@ -12,7 +12,7 @@ from flwr.app import Message, MessageType
 from fedmoe.config import load_config
 from fedmoe.messages import words
 from fedmoe.messages.sizes import content_bytes
-from fedmoe.schema import ExperimentConfig
+from fedmoe.schema import ExperimentConfig, LanConfig
 from fedmoe.tracking.checkpoint import Checkpoint, load_checkpoint
 
 ALL = "strategy.fraction_train=1.0"
@@ -83,6 +83,7 @@ def config_of(words: list[str]) -> ExperimentConfig:
 
 
 def ran(config: ExperimentConfig, folder: Path, *, along: bool = True) -> DeskGrid:
+    assert isinstance(config.runtime, LanConfig)
     runtime = replace(config.runtime, evaluate_with_training=along)
     server, grid = serve(replace(config, runtime=runtime), folder)
     server.run()
@@ -109,7 +110,7 @@ def phases(grid: DeskGrid) -> set[tuple[str, int]]:
     """What was asked of clients in which round."""
     asked = [m for m in grid.sent if m.metadata.message_type != MessageType.QUERY]
     configs = [(m.metadata.message_type, m.content.config_records[words.CONFIG]) for m in asked]
-    return {(kind, int(one[words.SERVER_ROUND])) for kind, one in configs}  # type: ignore[call-overload]
+    return {(kind, int(one[words.SERVER_ROUND])) for kind, one in configs}  # type: ignore[arg-type]
 
 
 def what_stays(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
