@@ -98,22 +98,22 @@ class Riding:
     def _train(self, number: int) -> Phase:
         ahead, self._ahead = self._ahead, None
         if ahead is None:
-            ahead = _Ahead(self._asked_again(number) or self._alone(number))
+            ahead = _Ahead(self._asked_again() or self._alone(number))
         return self.asking.judge(ahead.exchanged, number, ahead.forgiven)
 
     def _alone(self, number: int) -> Exchanged:
         sent = self.asking.configure(number, evaluate=False)
         return _in_time(self.asking.exchange(sent, number, evaluate=False))
 
-    def _asked_again(self, number: int) -> Exchanged | None:
-        """The training after a checkpoint; `None` where no evaluation rode along with it.
+    def _asked_again(self) -> Exchanged | None:
+        """The first training after a checkpoint; `None` where no evaluation rode along with it.
 
         The scores are known, but clients that have gone back to their state of then are to
         evaluate once more: those with a router remember what it did.
         """
         resumed, self._resumed = self._resumed, 0
         every = self.asking.config.evaluate_every
-        if not self._permitted or not resumed or resumed != number - 1 or resumed % every:
+        if not self._permitted or not resumed or resumed % every:
             return None
         both = self._both(self.asking.configure(resumed, evaluate=True), resumed)
         return None if both is None else both[1]
