@@ -408,10 +408,12 @@ def test_who_is_silent_is_missing_from_the_scores_too() -> None:
     assert not ran.loop.standing.strikes
 
 
-def test_who_is_cut_off_is_missing_from_the_scores_too() -> None:
+def test_who_is_cut_off_is_missing_from_the_scores_too(caplog: pytest.LogCaptureFixture) -> None:
     ran = Ran(client_3(3.5, 2), rounds=4, stragglers="cut_off")
     assert ran.column("missing") == [1, 1, 0, 0]
-    assert ran.lines(2)[3] == (3, "failed", "no reply when enough others were there")
+    reason = "no reply when enough others were there"
+    assert ran.lines(2)[3] == (3, "failed", reason)
+    assert f"round 1, client 3 failed to evaluate: {reason}" in caplog.messages
 
 
 def test_scores_that_come_with_late_training_are_of_no_use() -> None:
