@@ -34,7 +34,7 @@ def joined(trained: Message, evaluated: Message) -> Message:
         records |= {f"{_PREFIX}{key}": record for key, record in evaluated.content.items()}
     if failed:
         records[words.FAILED] = ConfigRecord(dict(failed))
-    return with_content(evaluated if trained.has_error() else trained, unchecked_records(records))
+    return with_content(trained, unchecked_records(records))
 
 
 def parted(reply: Message) -> tuple[Message, Message]:
