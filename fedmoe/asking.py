@@ -1,7 +1,7 @@
 """One exchange with the clients: whom to ask, sending, waiting, and judging what came."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message
@@ -9,18 +9,33 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmoe.errors import ConfigError, RunError
-from fedmoe.guard import SILENT, Inspection, ReplyGuard
+from fedmoe.guard import SILENT, ReplyGuard
 from fedmoe.passing_grid import WithoutNodes
 from fedmoe.phase import Phase, message_sizes
 from fedmoe.profiling import section
 from fedmoe.schema import ExperimentConfig
 from fedmoe.standing import Standing
 from fedmoe.strategies.sampling import seeded_random
-from fedmoe.waiting import Waiting, discount
+from fedmoe.waiting import Came, Waiting, discount
 
 _LOG = logging.getLogger("fedmoe.asking.Asking")
 _NODES_WANTED = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 _CUT_OFF = "no reply when enough others were there"
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Messages to the clients and what came back, before anybody has judged it.
+
+    Attributes:
+        sent: the messages.
+        bytes_down: bytes sent to each node.
+        came: the replies.
+    """
+
+    sent: Sequence[Message]
+    bytes_down: dict[int, int]
+    came: Came
 
 
 @dataclass
@@ -69,46 +84,50 @@ class Asking:
             number: of the round.
             evaluate: whether clients are to evaluate; else they train.
         """
+        sent = self.configure(number, evaluate=evaluate)
+        return self.judge(self.exchange(sent, number, evaluate=evaluate), number)
+
+    def configure(self, number: int, *, evaluate: bool) -> Sequence[Message]:
+        """The strategy's messages, for `exchange`."""
         configure = self.strategy.configure_evaluate if evaluate else self.strategy.configure_train
         # Flower's own strategies sample with the global generator: see there.
         with section("configure"), seeded_random(self.config.seed, number, int(evaluate)):
             grid = self._grid_of_the_willing(number)
             made = configure(number, self.standing.arrays, ConfigRecord(), grid)
-            sent = made if isinstance(made, Sequence) else list(made)
+            return made if isinstance(made, Sequence) else list(made)
+
+    def exchange(self, sent: Sequence[Message], number: int, *, evaluate: bool) -> Exchanged:
+        """Send messages and wait; what comes is for `judge`."""
+        with section("configure"):
             bytes_down = message_sizes(sent)  # before clients may change what they are sent
         if self.waiting is None:
             replies = self.grid.send_and_receive(sent, timeout=self.config.runtime.round_timeout)
-            phase = self._inspected(sent, replies, bytes_down)
-        else:
-            phase = self._waited(self.waiting, sent, bytes_down, number, evaluate)
-        self._count_strikes(phase.inspection, number)
-        return phase
+            return Exchanged(sent, bytes_down, Came(replies))
+        came = self.waiting.exchange(sent, number, training=not evaluate)
+        return Exchanged(sent, bytes_down, came)
 
-    def _inspected(
-        self, sent: Sequence[Message], replies: Iterable[Message], bytes_down: dict[int, int],
-        silent: str = SILENT,
-    ) -> Phase:  # fmt: skip
+    def judge(self, exchanged: Exchanged, number: int, forgiven: Set[int] = frozenset()) -> Phase:
+        """Let the guard inspect what came, late replies with the others; and count strikes.
+
+        Args:
+            exchanged: what was sent, and what came.
+            number: of the round.
+            forgiven: nodes that get no strike, whatever they sent.
+        """
+        came, sent, replies = exchanged.came, exchanged.sent, exchanged.came.replies
+        if came.late:
+            sent = [*sent, *(one.request for one in came.late)]
+            replies = [*replies, *(one.reply for one in came.late)]
         with section("guard"):
-            return Phase(self.guard.inspect(sent, replies, silent), bytes_down)
-
-    def _waited(
-        self, waiting: Waiting, sent: Sequence[Message], bytes_down: dict[int, int], number: int,
-        evaluate: bool,
-    ) -> Phase:  # fmt: skip
-        """The same over a grid that is polled; late replies pass the guard with the others."""
-        came = waiting.exchange(sent, number, training=not evaluate)
-        late = {one.request.metadata.dst_node_id: one for one in came.late}
-        phase = self._inspected(
-            [*sent, *(one.request for one in came.late)],
-            [*came.replies, *(one.reply for one in came.late)],
-            bytes_down,
-            _CUT_OFF if came.cut_off else SILENT,
-        )
-        if late:
+            silent = _CUT_OFF if came.cut_off else SILENT
+            phase = Phase(self.guard.inspect(sent, replies, silent), exchanged.bytes_down)
+        if came.late:
+            late = {one.request.metadata.dst_node_id: one for one in came.late}
             exponent = self.config.runtime.late_exponent
             key = getattr(self.strategy, "weighted_by_key", "num-examples")
             discount(late, phase.inspection.good, exponent, key)
             phase.late.update({node: one.rounds for node, one in late.items()})
+        self._count_strikes(phase.inspection.refused - forgiven, number)
         return phase
 
     def _grid_of_the_willing(self, number: int) -> Grid:
@@ -130,10 +149,10 @@ class Asking:
                 return WithoutNodes(self.grid, hidden)
         return self.grid
 
-    def _count_strikes(self, inspection: Inspection, number: int) -> None:
+    def _count_strikes(self, nodes: Set[int], number: int) -> None:
         most = self.config.runtime.max_strikes
         before = self.standing.struck_out(most)
-        for client in sorted(map(self.client_of, inspection.refused)):
+        for client in sorted(map(self.client_of, nodes)):
             self.standing.strikes[client] = self.standing.strikes.get(client, 0) + 1
         for client in sorted(self.standing.struck_out(most) - before):
             _LOG.warning(

@@ -24,6 +24,7 @@ from fedmoe.messages import words
 from fedmoe.messages.arrays import signature_of, to_record
 from fedmoe.phase import Phase
 from fedmoe.profiling import section
+from fedmoe.riding import Riding
 from fedmoe.routing_scores import FederationRouting, federation_routing
 from fedmoe.schema import ExperimentConfig
 from fedmoe.scores import federation_scores
@@ -80,12 +81,12 @@ class RoundLoop:
     on_round: Callable[[RoundRecord], None]
     routing: RoutingCheck | None = None
     waiting: Waiting | None = None
-    _asking: Asking = field(init=False)
+    _asking: Riding = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
     _failures: FailureReports = field(init=False, default_factory=FailureReports)
 
     def __post_init__(self) -> None:
-        self._asking = Asking(
+        asking = Asking(
             config=self.config,
             strategy=self.strategy,
             grid=self.grid,
@@ -94,6 +95,7 @@ class RoundLoop:
             guard=ReplyGuard(self.config.runtime, self.strategy, self.routing),
             waiting=self.waiting,
         )
+        self._asking = Riding(asking)
 
     def run(self) -> str:
         """Run the remaining rounds.
@@ -104,7 +106,7 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
-        self._asking.check()
+        self._asking.asking.check()
         status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
@@ -152,6 +154,9 @@ class RoundLoop:
             "seconds": time.perf_counter() - started,
         }
         self.standing.finish_round(metrics, self.config.stopping.min_delta)
+        if self.standing.reason_to_stop(self.config.stopping):
+            # What has come of the next round was sent all the same.
+            self.standing.count_bytes(metrics, *self._asking.throw_away())
         return self._record(metrics, trained, routing)
 
     def _record(

@@ -86,6 +86,13 @@ class Standing:
         else:
             self.stale += 1
 
+    def count_bytes(self, metrics: Mapping[str, Any], up: int, down: int) -> None:
+        """Add bytes to the totals and to the line of a round that is finished already."""
+        metrics["bytes"]["up"] += up
+        metrics["bytes"]["down"] += down
+        self.bytes_up += up
+        self.bytes_down += down
+
     def reason_to_stop(self, stopping: StoppingConfig) -> str | None:
         """Why the run may end now, or `None`."""
         if stopping.target is not None and self.last_objective is not None:

@@ -5,14 +5,15 @@ Letters: s, by how many rounds a reply is late.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Error, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedmoe.guard import REFUSED
 from fedmoe.messages import words
+from fedmoe.messages.riding import has_trained
 from fedmoe.messages.seams import set_message_id
 from fedmoe.schema import RuntimeBase
 
@@ -45,8 +46,8 @@ class Came:
         cut_off: whether the phase was closed before its timeout.
     """
 
-    replies: list[Message] = field(default_factory=list)
-    late: list[Late] = field(default_factory=list)
+    replies: Iterable[Message]
+    late: Sequence[Late] = ()
     cut_off: bool = False
 
 
@@ -147,13 +148,13 @@ class Waiting:
             elif message_id in self._asked:
                 asked = self._asked.pop(message_id)
                 wanted = self.config.stragglers == "late" and asked.training
-                if wanted and not reply.has_error():
+                if wanted and has_trained(reply):
                     self._came.append((asked, reply))
         return found
 
     def _enough(self, replies: Sequence[Message], asked: int) -> bool:
         """Whether the share of the clients is there, of those that have not failed."""
-        good = sum(not reply.has_error() for reply in replies)
+        good = sum(has_trained(reply) for reply in replies)
         able = asked - (len(replies) - good)
         return good >= max(self.config.min_replies, math.ceil(self.config.cut_off_share * able))
 

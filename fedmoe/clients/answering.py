@@ -20,9 +20,10 @@ from fedmoe.clients.states import ContextStates, States
 from fedmoe.data.federation import Ints
 from fedmoe.messages import words
 from fedmoe.messages.arrays import Records, Stack, gather, shared
-from fedmoe.messages.broadcast import distinct_contents
+from fedmoe.messages.broadcast import Distinct, distinct_contents
 from fedmoe.messages.parts import Part
 from fedmoe.messages.replies import Replies
+from fedmoe.messages.riding import evaluation_in, joined
 from fedmoe.models import Parameters
 
 _LOG = logging.getLogger("fedmoe.clients.answering")
@@ -65,22 +66,29 @@ def answer_cohort(
         states: the clients' private arrays.
 
     Returns:
-        One reply per message, in order; an error reply where a client failed.
+        One reply per message, in order; an error reply where a client failed. One to a train
+        message that asks for an evaluation too answers both, see `messages.riding`.
     """
-    answering = _Answering(experiment, clients, states)
-    groups: dict[tuple[object, ...], list[Asked]] = {}
-    for content, kind, places in distinct_contents(messages):
-        try:
-            asked = read_asked(content, kind, places, (*experiment.algorithm.reads, words.LOAD))
-        except Exception as error:
-            answering.fail(places, error)
-        else:
-            groups.setdefault(asked.shape(), []).append(asked)
-    for group in groups.values():
-        answering.answer(group)
-    errors = answering.errors.items()
-    plain = {place: Message(error, reply_to=messages[place]) for place, error in errors}
-    return Replies(messages, answering.parts, plain)
+    sent = distinct_contents(messages)
+    along = [
+        (evaluation, MessageType.EVALUATE, places)
+        for content, kind, places in sent
+        if kind == MessageType.TRAIN and (evaluation := evaluation_in(content)) is not None
+    ]
+    # Evaluations come first: training changes the private state that they are about.
+    evaluating, answering = (_Answering(experiment, clients, states) for _ in range(2))
+    evaluating.answer_all(along)
+    answering.answer_all(sent)
+    replies = answering.replies_to(messages)
+    if not along:
+        return replies
+    evaluated = evaluating.replies_to(messages)
+    riding = {place for _, _, places in along for place in places.tolist()}
+    plain = {
+        place: joined(reply, evaluated[place]) if place in riding else reply
+        for place, reply in enumerate(replies)
+    }
+    return Replies(messages, [], plain)
 
 
 class _Answering:
@@ -90,6 +98,25 @@ class _Answering:
         self.experiment, self.clients, self.states = experiment, clients, states
         self.parts: list[Part] = []
         self.errors: dict[int, Error] = {}
+
+    def answer_all(self, sent: Sequence[Distinct]) -> None:
+        """All that is asked, in as few cohorts as can be."""
+        reads = (*self.experiment.algorithm.reads, words.LOAD)
+        groups: dict[tuple[object, ...], list[Asked]] = {}
+        for content, kind, places in sent:
+            try:
+                asked = read_asked(content, kind, places, reads)
+            except Exception as error:
+                self.fail(places, error)
+            else:
+                groups.setdefault(asked.shape(), []).append(asked)
+        for group in groups.values():
+            self.answer(group)
+
+    def replies_to(self, messages: Sequence[Message]) -> Replies:
+        """The answers, where there are any."""
+        plain = {p: Message(error, reply_to=messages[p]) for p, error in self.errors.items()}
+        return Replies(messages, self.parts, plain)
 
     def answer(self, group: Sequence[Asked]) -> None:
         """All as one cohort, or else in parts without whoever is at fault."""

@@ -20,6 +20,7 @@ from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.lan.state_directory import StateDirectory
 from fedmoe.messages import words
 from fedmoe.messages.arrays import plain
+from fedmoe.messages.riding import has_trained
 from fedmoe.messages.seams import with_content
 from fedmoe.messages.sizes import content_bytes
 from fedmoe.training.process import prepare_process
@@ -90,13 +91,19 @@ class Desk:
             return reply
         content = plain(reply.content)
         self._refuse_too_long(content)
-        if training:
-            # Kept before it is told: a state that is lost could not be had again.
-            state = plain(own)
-            every = self.experiment.config.tracking.checkpoint_every
-            self._states.save(number, state, every)
-            self._round, self._state = number, state
+        # Kept before it is told: a state that is lost could not be had again. Evaluation changes it
+        # too, where there is a router: what that did is compared with what it does next.
+        if training and has_trained(reply):
+            self._keep(number, own)
+        elif any(own[key] is not self._state.get(key) for key in own):
+            self._keep(self._round, own)
         return Message(pack(content) if packed else content, reply_to=message)
+
+    def _keep(self, number: int, own: RecordDict) -> None:
+        """Have a state from now on, as that after round `number`."""
+        state = plain(own)
+        self._states.save(number, state, self.experiment.config.tracking.checkpoint_every)
+        self._round, self._state = number, state
 
     def _refuse_too_long(self, content: RecordDict) -> None:
         """Say so oneself: the server would break off the connection, and hear of nothing."""

@@ -2,7 +2,9 @@
 
 The server may be killed and go back to its last checkpoint, so that a client is asked for a
 round that it has answered before. It then needs its state of the round before, and keeps two
-kinds: of the last two rounds, and of the last two at which the server writes a checkpoint.
+kinds: of the last two rounds, and of the last three at which the server writes a checkpoint. Three,
+because the scores that end round r may come with the training of round r + 1: clients are at work
+on r + 2 before the checkpoint of r + 1 is written, and that of r is what the server can go back to.
 """
 
 import re
@@ -16,6 +18,7 @@ from fedmoe.messages.arrays import to_record
 from fedmoe.tracking import drop_checkpoint, load_checkpoint, save_checkpoint
 
 _RECENT, _AT_CHECKPOINTS = "recent", "at-checkpoints"
+_KEPT = {_RECENT: 2, _AT_CHECKPOINTS: 3}
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
@@ -75,7 +78,7 @@ class StateDirectory:
         try:
             for folder in folders:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-                save_checkpoint(self.path / folder, round, arrays, {"keys": keys})
+                save_checkpoint(self.path / folder, round, arrays, {"keys": keys}, _KEPT[folder])
         except OSError:
             for folder in folders:  # a round that was not answered is in neither
                 drop_checkpoint(self.path / folder, round)

@@ -7,7 +7,7 @@ minor version because of them.
 import copy
 from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
@@ -58,6 +58,11 @@ def readdressed(message: Message, node: int) -> Message:
 def with_content(message: Message, content: RecordDict) -> Message:
     """The same message with other content: its metadata, so its sender and number, stay."""
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def with_error(message: Message, error: Error) -> Message:
+    """An error in place of a message's content: its metadata, so its sender and number, stay."""
+    return Message(error=error, metadata=message.metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def unchecked_records(records: Mapping[str, RecordType]) -> RecordDict:

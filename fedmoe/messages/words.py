@@ -29,6 +29,8 @@ STRENGTHS = "strengths"  # validation losses by strength of a client's prior
 PROTOTYPES = "prototypes"
 ROUTING = "routing"
 SUMS = "sums"
+EVALUATION = "evaluation"  # in a train message: settings of an evaluation to be made before it
+FAILED = "failed"  # in a reply to both: why one of the two failed, by message type
 
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"

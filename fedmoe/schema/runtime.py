@@ -95,6 +95,8 @@ class LanConfig(RuntimeBase):
         keys: the folder that `fedmoe.keys` made: connections are encrypted, and only clients whose
             keys are there may join; `None` for plain connections and anybody.
         insecure: whether to listen without keys where other machines can reach it.
+        evaluate_with_training: whether a round is evaluated in the same exchange as the next one
+            is trained, where the strategy permits.
     """
 
     name: Literal["lan"]
@@ -105,6 +107,7 @@ class LanConfig(RuntimeBase):
     wait: Positive
     keys: str | None
     insecure: bool
+    evaluate_with_training: bool
 
 
 RuntimeConfig = Annotated[InProcessConfig | RayConfig | LanConfig, Field(discriminator="name")]

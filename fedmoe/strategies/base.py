@@ -48,13 +48,21 @@ class StackedFedAvg(FedAvg):
             memory do not grow with their number. A subclass that merges or weighs in its own
             way is not mergeable unless it says so; one that looks at each reply (`check_reply`)
             never gets a mean, since nobody can take a reply that it refuses out of one.
+        evaluation_rides: whether a round may be evaluated in the same exchange as the next one is
+            trained, see `fedmoe.riding`: nothing of `configure_train` follows from
+            `aggregate_evaluate`, which is called after it; and training that has been configured
+            may not take place, or be configured once more. Each class says so for itself; none
+            inherits it.
     """
 
     has_global_model = True
     mergeable = True
+    evaluation_rides = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if "evaluation_rides" not in vars(cls):
+            cls.evaluation_rides = False
         for base in cls.__mro__:  # who comes first has its say; mixins and Flower's count too
             own = vars(base)
             if "mergeable" in own:

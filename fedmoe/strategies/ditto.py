@@ -15,3 +15,5 @@ from fedmoe.strategies.base import StackedFedAvg
 
 class Ditto(StackedFedAvg):
     """Average the clients' weights by their numbers of examples."""
+
+    evaluation_rides = True

@@ -49,10 +49,12 @@ class _Sent:
     """What was sent last. Whatever is sent next sets it anew, so that no checkpoint keeps it.
 
     Attributes:
+        round: of the last training.
         models: all experts, (E, ...) by name.
         asked: in training, once clients are sent unlike experts.
     """
 
+    round: int = 0
     models: Parameters = field(default_factory=dict)
     asked: _Asked | None = None
 
@@ -108,14 +110,13 @@ class ExpertAveraging(StackedFedAvg):
     def __init__(self, *, assignment: ExpertAssignment | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.assignment = assignment
-        self._round = 0
         self._sent = _Sent()
 
     @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self._round = server_round
+        self._sent.round = server_round
         return super().configure_train(server_round, arrays, config, grid)
 
     @override
@@ -220,7 +221,7 @@ class ExpertAveraging(StackedFedAvg):
         examples_CM = told["examples"]
         if self.assignment is not None and self._assigns:
             index_CM, nodes = told["index"].cpu().numpy(), replies.nodes
-            self.assignment.note(nodes, self._round, index_CM, told["fit"].cpu().numpy())
+            self.assignment.note(nodes, self._sent.round, index_CM, told["fit"].cpu().numpy())
             # Who held an expert on trial that was not worth it leaves it alone.
             proven_CM = self.assignment.proven(nodes, index_CM)
             examples_CM = examples_CM * torch.from_numpy(proven_CM).to(examples_CM)

@@ -17,6 +17,7 @@ class FedAdagrad(flower.FedAdagrad, StackedFedAvg):
     """Adagrad at the server, on the average of the clients' changes."""
 
     mergeable = True
+    evaluation_rides = True
 
     def __init__(self, *, seed: int, **options: Any) -> None:
         super().__init__(**{**ONE_IS_ENOUGH, **options})

@@ -12,3 +12,5 @@ from fedmoe.strategies.base import StackedFedAvg
 
 class FedAvg(StackedFedAvg):
     """Average the clients' weights by their numbers of examples."""
+
+    evaluation_rides = True

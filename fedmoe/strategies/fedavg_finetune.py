@@ -11,3 +11,5 @@ from fedmoe.strategies.base import StackedFedAvg
 
 class FedAvgFineTune(StackedFedAvg):
     """Average the clients' weights by their numbers of examples."""
+
+    evaluation_rides = True

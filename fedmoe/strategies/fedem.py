@@ -8,3 +8,5 @@ from fedmoe.strategies.base import StackedFedAvg
 
 class FedEm(StackedFedAvg):
     """Average all components by the clients' numbers of examples."""
+
+    evaluation_rides = True

@@ -51,6 +51,8 @@ class FedMoE(ExpertAveraging):
         loss_S: running mean of the clients' validation loss under each strength.
     """
 
+    evaluation_rides = True
+
     def __init__(
         self,
         *,
@@ -94,12 +96,12 @@ class FedMoE(ExpertAveraging):
     def merge(self, replies: Replies) -> Parameters:
         merged = super().merge(replies)
         if self.split:
-            share = share_of_mean(self._round - self.warm_up_rounds, self.body_half_life)
+            share = share_of_mean(self._sent.round - self.warm_up_rounds, self.body_half_life)
             return pull_together(merged, self.body, share)
         clusters = self.known_clusters(replies.nodes)
-        if clusters is None and self._round < self.warm_up_rounds:
+        if clusters is None and self._sent.round < self.warm_up_rounds:
             return merged
-        self.split, self.warm_up_rounds = True, self._round
+        self.split, self.warm_up_rounds = True, self._sent.round
         experts = [name for name in merged if name.startswith("experts.")]
         trained = replies.arrays(self.arrayrecord_key)
         seeded = seed_experts(
@@ -110,7 +112,7 @@ class FedMoE(ExpertAveraging):
         if self.assignment is not None:  # nothing fits a client better than its own model
             known = np.flatnonzero(seeded.cluster_C >= 0)
             nodes = [replies.nodes[place] for place in known.tolist()]
-            self.assignment.presume(nodes, self._round, seeded.cluster_C[known])
+            self.assignment.presume(nodes, self._sent.round, seeded.cluster_C[known])
         return {**merged, **seeded.experts}
 
     def _choose_strength(self, replies: Replies) -> None:

@@ -48,6 +48,8 @@ class FedProto(Local):
         known_O: which classes have one, 1 or 0.
     """
 
+    evaluation_rides = True
+
     def __init__(self, task: Task, width: int, **options: Any) -> None:
         super().__init__(**options)
         self.mean_OF = torch.zeros(task.num_outputs, width)

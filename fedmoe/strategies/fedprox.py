@@ -15,6 +15,8 @@ from fedmoe.strategies.base import ONE_IS_ENOUGH, StackedFedAvg
 class FedProx(flower.FedProx, StackedFedAvg):
     """Flower's FedProx on our sampling and averaging."""
 
+    evaluation_rides = True
+
     def __init__(self, *, seed: int, **options: Any) -> None:
         super().__init__(**{**ONE_IS_ENOUGH, **options})
         self.seed = seed  # not among the arguments that Flower's class hands on

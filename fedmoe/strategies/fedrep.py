@@ -21,6 +21,8 @@ from fedmoe.strategies.base import StackedFedAvg
 class FedRep(StackedFedAvg):
     """Average the clients' bodies by their numbers of examples."""
 
+    evaluation_rides = True
+
     @override
     def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, RecordType]:
         self.has_global_model = bool(signature_of(arrays))  # a linear model is all head

@@ -94,6 +94,7 @@ class Ifca(ExpertAveraging):
     """
 
     sends_back_all = False
+    evaluation_rides = True
 
     def __init__(
         self, *, starts: Sequence[Parameters] = (), restart_rounds: int = 1, **options: Any

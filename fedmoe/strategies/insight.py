@@ -139,6 +139,8 @@ class Insights(StackedFedAvg):
 class InsightExchange(Insights, Local):
     """Sampling as in FedAvg; what travels is insights up and guidance down."""
 
+    evaluation_rides = True
+
     @override
     def check_reply(self, reply: Message) -> None:
         if words.ARRAYS in reply.content:
@@ -158,4 +160,5 @@ def with_insights(strategy: type[StackedFedAvg]) -> type[StackedFedAvg]:
     Args:
         strategy: its class; the new one takes `exchange` besides.
     """
-    return type(f"{strategy.__name__}WithInsights", (Insights, strategy), {})
+    rides = {"evaluation_rides": strategy.evaluation_rides}
+    return type(f"{strategy.__name__}WithInsights", (Insights, strategy), rides)

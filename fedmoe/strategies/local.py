@@ -11,3 +11,4 @@ class Local(StackedFedAvg):
     """FedAvg's sampling, and nothing else of it."""
 
     has_global_model = False
+    evaluation_rides = True

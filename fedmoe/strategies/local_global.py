@@ -8,3 +8,5 @@ from fedmoe.strategies.base import StackedFedAvg
 
 class LocalGlobal(StackedFedAvg):
     """Average the global experts by the clients' numbers of examples."""
+
+    evaluation_rides = True

@@ -21,6 +21,7 @@ class Reptile(flower.FedAvgM, StackedFedAvg):
     """A step of length epsilon towards the average of the clients' weights."""
 
     mergeable = True
+    evaluation_rides = True
 
     def __init__(self, *, seed: int, epsilon: float, **options: Any) -> None:
         step = {"server_learning_rate": epsilon, "server_momentum": 0.0}

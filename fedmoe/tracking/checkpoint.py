@@ -22,7 +22,6 @@ from fedmoe.errors import RunError
 from fedmoe.tracking.files import write_atomic
 
 _FOLDER = "checkpoints"
-_KEPT = 2
 _LOGGER = logging.getLogger("fedmoe.tracking.Checkpoint")
 
 
@@ -42,9 +41,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    directory: Path, round: int, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
+    directory: Path,
+    round: int,
+    arrays: Mapping[str, NDArray[Any]],
+    state: Mapping[str, Any],
+    kept: int = 2,
 ) -> None:
-    """Write `checkpoints/round-00012.safetensors` and `.json`, and keep the last two rounds.
+    """Write `checkpoints/round-00012.safetensors` and `.json`, and keep the last rounds' alone.
 
     Checkpoints of later rounds belong to a history that was rolled back, and are removed.
 
@@ -53,6 +56,7 @@ def save_checkpoint(
         round: the round just finished.
         arrays: by name, of any shape; float, int and bool dtypes come back bit for bit, in order.
         state: plain JSON values with text keys; NaN and the infinities are kept as they are.
+        kept: how many checkpoints there are to be, this one included.
 
     Raises:
         TypeError: if `state` holds what JSON cannot.
@@ -75,7 +79,7 @@ def save_checkpoint(
     (folder / f"{stem}.json").unlink(missing_ok=True)
     write_atomic(folder / f"{stem}.safetensors", content)
     write_atomic(folder / f"{stem}.json", text.encode())
-    _prune(folder, round)
+    _prune(folder, round, kept)
 
 
 def drop_checkpoint(directory: Path, round: int) -> None:
@@ -149,10 +153,10 @@ def _load(manifest: Path) -> Checkpoint:
         raise RunError(f"damaged checkpoint {manifest}: {reason}") from error
 
 
-def _prune(folder: Path, newest: int) -> None:
+def _prune(folder: Path, newest: int, count: int) -> None:
     """Remove all but the last checkpoints; the JSON file before the arrays it vouches for."""
     earlier = [manifest for manifest in _manifests(folder) if _round_of(manifest) <= newest]
-    kept = {manifest.stem for manifest in earlier[-_KEPT:]}
+    kept = {manifest.stem for manifest in earlier[-count:]}
     for path in sorted(folder.glob("round-*")):
         if path.stem not in kept:
             path.unlink()

@@ -22,7 +22,9 @@ from fedmoe.clients.experiment import Experiment
 from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config, to_json
 from fedmoe.data import pooled
-from fedmoe.messages.arrays import from_record, to_record
+from fedmoe.messages import words
+from fedmoe.messages.arrays import from_record, plain, to_record
+from fedmoe.messages.riding import has_trained, parted
 from fedmoe.messages.seams import ensure_task_identity
 from fedmoe.messages.words import get_insight, insight_request
 
@@ -252,3 +254,72 @@ def test_a_client_without_validation_data_does_not_claim_to_be_certain() -> None
     assert 0.0 < insight.uncertainty <= 1.0
     assert 0.0 < insight.calibration_error <= 1.0
     assert (insight.validation_examples, insight.validation_loss) == (0, 0.0)
+
+
+# ------------------------------------------------------------- evaluation along with training
+
+EVALUATION = ConfigRecord({"server-round": 2})
+
+
+def evaluate_message(node: int, **records: Any) -> Message:
+    return Message(RecordDict(records), node, "evaluate")
+
+
+def same_content(one: Message, other: Message) -> bool:
+    mine, theirs = (plain(message.content) for message in (one, other))
+    return mine.object_id == theirs.object_id
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["strategy=ditto"],  # which is scored with what it keeps
+        ["strategy=fedavg_finetune"],  # whose scores follow from the round's number
+        ["strategy=fedavg", "model=moe"],  # whose evaluation leaves something behind
+    ],
+)
+def test_an_evaluation_that_rides_along_is_one_made_before_training(own: list[str]) -> None:
+    text = config_json(*own)
+    record, config = arrays_of(load_experiment(text)), ConfigRecord({"server-round": 3})
+    apart, along = ([context(text, k) for k in range(3)] for _ in range(2))
+    for contexts in (apart, along):  # something to keep
+        first = ConfigRecord({"server-round": 1})
+        answer([train_message(k + 2, arrays=record, config=first) for k in range(3)], contexts)
+    scored = answer(
+        [evaluate_message(k + 2, arrays=record, config=EVALUATION) for k in range(3)], apart
+    )
+    trained = answer([train_message(k + 2, arrays=record, config=config) for k in range(3)], apart)
+    asks = [{"evaluation": EVALUATION}, {"evaluation": EVALUATION}, {}]
+    both = answer(
+        [train_message(k + 2, arrays=record, config=config, **asks[k]) for k in range(3)], along
+    )
+    for client in (0, 1):
+        halves = parted(both[client])
+        assert same_content(halves[0], trained[client])
+        assert same_content(halves[1], scored[client])
+        assert plain(along[client].state).object_id == plain(apart[client].state).object_id
+    assert same_content(both[2], trained[2])  # nobody asked it
+
+
+@pytest.mark.parametrize("fails", ["train", "evaluate", "both"])
+def test_one_half_may_fail(fails: str) -> None:
+    text = config_json("strategy=local")
+    wrong = ConfigRecord({"prior-strength": -1.0})
+    config = ConfigRecord({"server-round": 3})
+    message = train_message(
+        2,
+        config=config if fails == "evaluate" else wrong,
+        evaluation=EVALUATION if fails == "train" else wrong,
+    )
+    asked = context(text, 0)
+    (reply,) = answer([message], [asked])
+    assert reply.has_error() == (fails == "both")
+    trained, scored = parted(reply)
+    assert has_trained(reply) == (fails == "evaluate")
+    for half, has_failed in ((trained, fails != "evaluate"), (scored, fails != "train")):
+        assert half.has_error() == has_failed
+        if has_failed:
+            assert "prior-strength" in str(half.error.reason)
+        else:
+            assert words.NUM_EXAMPLES in half.content.metric_records[words.METRICS]
+    assert bool(asked.state) == (fails == "evaluate")

@@ -11,7 +11,10 @@ from fedmoe.errors import ConfigError, DataError, RunError
 from fedmoe.lan.desk import Desk, farewell, own_number
 from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.messages import words
+from fedmoe.messages.arrays import to_record
+from fedmoe.messages.riding import has_trained
 from fedmoe.messages.seams import ensure_task_identity, set_message_id
+from fedmoe.models.router_metrics import TOTALS
 
 WORDS = [
     "data=digits", "partition=iid", "partition.num_clients=2", "model=linear", "training=sgd",
@@ -108,6 +111,52 @@ def test_a_client_without_a_number_takes_what_it_had_or_is_offered(tmp_path: Pat
     loss(Desk(RUN, 1, 0, tmp_path), 1)
     assert own_number(RUN, 2, tmp_path, offer(1)) == 0
     assert own_number({**RUN, "federation": "other"}, 2, tmp_path, offer(1)) == 1
+
+
+def along(number: int, strength: float = 1.0) -> Message:
+    """A train message that asks for the evaluation of the round before, too."""
+    message = ask(MessageType.TRAIN, number, packed=False)
+    message.content[words.CONFIG] = ConfigRecord(
+        {words.SERVER_ROUND: number, words.PRIOR_STRENGTH: strength}
+    )
+    message.content[words.EVALUATION] = ConfigRecord({words.SERVER_ROUND: number - 1})
+    return message
+
+
+def test_who_is_asked_for_both_goes_back_before_it_evaluates(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path)
+    replies = [desk.answer(along(number)) for number in (1, 2, 3, 4, 3)]
+    assert replies[4].content.object_id == replies[2].content.object_id
+    assert replies[4].content.object_id != replies[3].content.object_id
+
+
+def test_who_has_failed_to_train_is_where_it_was(tmp_path: Path) -> None:
+    desk = Desk(RUN, 1, 0, tmp_path)
+    expected = [loss(Desk(RUN, 1, 0, tmp_path / "other"), 1), loss(desk, 1)]
+    failed = desk.answer(along(2, strength=-1.0))
+    assert failed.has_content() and not has_trained(failed)
+    record = desk.answer(ask(MessageType.QUERY, 0)).content[words.METRICS]
+    assert dict(record)[words.STATE_ROUND] == 1
+    assert loss(desk, 1) == expected[0] == expected[1]
+
+
+def test_what_an_evaluation_leaves_behind_is_kept(tmp_path: Path) -> None:
+    """A client with a router remembers what that did, and tells what is other now."""
+    mixture = [*WORDS, "strategy=fedavg", "model=moe"]
+    run = {"config": to_json(load_config(mixture)), "federation": "abc"}
+    desk = Desk(run, 1, 0, tmp_path)
+    shared = to_record(desk.experiment.shared)
+    message = ask(MessageType.EVALUATE, 1, packed=False)
+    message.content[words.ARRAYS] = shared
+
+    def compared(by: Desk) -> float:
+        sums = by.answer(message).content.array_records[words.ROUTING][words.SUMS].numpy()
+        place = by.experiment.router.kind.num_experts + TOTALS.index("compared")  # type: ignore[union-attr]
+        return float(sums[place])
+
+    assert compared(desk) == 0
+    assert compared(desk) > 0
+    assert compared(Desk(run, 1, 0, tmp_path)) > 0  # after a restart
 
 
 def test_nonsense_is_an_error_reply(tmp_path: Path) -> None:

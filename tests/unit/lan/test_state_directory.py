@@ -29,13 +29,14 @@ def value(kept: RecordDict) -> float:
 def test_the_newest_state_before_a_round_is_found(tmp_path: Path) -> None:
     kept = StateDirectory(tmp_path, "abc", 3)
     assert kept.load(EVER) == (0, RecordDict())
-    for number in range(1, 12):
+    for number in range(1, 20):
         kept.save(number, state(number), checkpoint_every=4)
     found, loaded = kept.load(EVER)
-    assert found == 11 and loaded.object_id == state(11.0).object_id
-    # The last two rounds, and the last two at which a server writes a checkpoint.
-    assert [kept.load(before)[0] for before in (11, 10, 9, 8, 5, 4)] == [10, 8, 8, 4, 4, 0]
-    assert value(kept.load(8)[1]) == 4.0
+    assert found == 19 and loaded.object_id == state(19.0).object_id
+    # The last two rounds, and the last three at which a server writes a checkpoint.
+    befores = (19, 18, 17, 16, 12, 9, 8)
+    assert [kept.load(before)[0] for before in befores] == [18, 16, 16, 12, 8, 8, 0]
+    assert value(kept.load(12)[1]) == 8.0
     assert StateDirectory(tmp_path, "abc", 2).load(EVER)[0] == 0
     assert StateDirectory(tmp_path, "abd", 3).load(EVER)[0] == 0
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from fedmoe.messages import seams
@@ -42,6 +42,14 @@ def test_content_can_be_replaced_under_the_same_metadata() -> None:
     other = seams.with_content(message, RecordDict())
     assert other.metadata is message.metadata
     assert not other.content and message.content
+
+
+def test_an_error_can_stand_in_for_the_content_under_the_same_metadata() -> None:
+    message = make_message()
+    seams.set_message_id(message, "12")
+    failed = seams.with_error(message, Error(2, "why"))
+    assert failed.has_error() and not failed.has_content() and failed.error.reason == "why"
+    assert failed.metadata is message.metadata and message.has_content()
 
 
 def test_wire_bytes_are_what_flower_parses() -> None:

@@ -1,0 +1,108 @@
+"""Federations as on a LAN, in one process and without a network."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedmoe.config import to_json
+from fedmoe.lan.desk import Desk
+from fedmoe.lan.packing import pack, unpack
+from fedmoe.lan.roster import Roster
+from fedmoe.messages.seams import (
+    empty_run,
+    ensure_task_identity,
+    readdressed,
+    set_message_id,
+    with_content,
+)
+from fedmoe.schema import ExperimentConfig
+from fedmoe.serving import Server
+
+FIRST = 700  # Flower's node of client k is 700 + k
+
+
+class DeskGrid(Grid):
+    """Flower's side of a federation whose clients keep their state on disk.
+
+    Attributes:
+        desks: the clients.
+        sent: contents of all messages, as they went out.
+        spoil: changes a reply, given the message; `None` loses it.
+    """
+
+    def __init__(self, desks: list[Desk]) -> None:
+        ensure_task_identity()
+        self.desks, self.sent = desks, list[Message]()
+        self.spoil: Callable[[Message, Message], Message | None] = lambda message, reply: reply
+        self._replies: dict[str, Message] = {}
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(FIRST, FIRST + len(self.desks)))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        number = f"m{len(self.sent)}"
+        asked = with_content(
+            readdressed(message, message.metadata.dst_node_id), pack(message.content)
+        )
+        set_message_id(asked, number)
+        plain = with_content(asked, unpack(asked.content))
+        self.sent.append(plain)
+        reply = self.desks[message.metadata.dst_node_id - FIRST].answer(asked)
+        if reply.has_content():
+            reply = with_content(reply, unpack(reply.content))
+        came = self.spoil(plain, reply)
+        if came is not None:
+            self._replies[number] = came
+        return number
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise AssertionError("this grid is to be polled")
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        return empty_run(1)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        raise NotImplementedError
+
+
+def serve(
+    config: ExperimentConfig, folder: Path, *, resume: bool = False
+) -> tuple[Server, DeskGrid]:
+    """A server and its clients, about to run.
+
+    Args:
+        config: of `runtime=lan`.
+        folder: for the run directory, and the clients' state.
+        resume: whether to go on with what is there.
+    """
+    if resume:
+        config = replace(config, resume=str(folder / "run"))
+    clients = config.data.num_clients  # type: ignore[union-attr]
+    run = {"config": to_json(config), "federation": "f"}
+    grid = DeskGrid([Desk(run, 1, number, folder / "state") for number in range(clients)])
+    roster = Roster(grid, resumed=resume)
+    roster.wait_for(clients, 5.0, clients)
+    return Server(config=config, grid=roster, run_dir=folder / "run"), grid
