@@ -122,8 +122,8 @@ class Network:
             room.close()
 
 
-def skip_if_impossible() -> None:
-    """Skip the test that calls this where rooms cannot be made, or not be joined."""
+def reason_against_networks() -> str | None:
+    """Why rooms cannot be made here, or not be joined; or `None`."""
     reason = reason_against()
     for program in ("nsenter", "ip"):
         if reason is None and shutil.which(program) is None:
@@ -133,5 +133,10 @@ def skip_if_impossible() -> None:
             Network("10.77.0.1").__exit__(None, None, None)
         except AssertionError as error:
             reason = " ".join(str(error).split())
-    if reason is not None:
+    return reason
+
+
+def skip_if_impossible() -> None:
+    """Skip the test that calls this where there can be no such networks."""
+    if (reason := reason_against_networks()) is not None:
         pytest.skip(f"no networks of namespaces here: {reason}")

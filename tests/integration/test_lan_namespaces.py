@@ -1,6 +1,5 @@
 """Federations in network namespaces: without any network, and between separate addresses."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from witness import LOOKUP, WATCHING
 from fedmoe.keys import make_keys
 
 SERVER, CLIENTS = "10.77.0.1", ("10.77.0.11", "10.77.0.12")
-# A longer cut, by hand: CUT_SECONDS=45 python -m pytest -s tests/integration/test_lan_namespaces.py
-CUT_SECONDS = float(os.environ.get("CUT_SECONDS", "3"))
+CUT_SECONDS = 3.0  # longer ones by hand: python tests/integration/cut_link.py 15 45 90
 ROUNDS = 12
 CALLS_OUT = """
 import contextlib, socket
@@ -85,11 +83,7 @@ def test_over_a_network_that_fails_for_seconds_the_numbers_stay(
         time.sleep(CUT_SECONDS)
         before = len(stage.rounds("run"))
         network.mend(2)
-        mended = time.monotonic()
         assert before < ROUNDS, "the run was over before it was cut"
-        wait_until(lambda: len(stage.rounds("run")) > before, stage.log("run"), 2 * PATIENCE)
-        recovery = time.monotonic() - mended
-        sys.stdout.write(f"cut for {CUT_SECONDS:g} s; a reply {recovery:.1f} s after that\n")
         assert server.wait(PATIENCE) == 0, stage.log("run")
         assert [client.wait(PATIENCE) for client in clients] == [0, 0]
     theirs = stage.rounds("run")
