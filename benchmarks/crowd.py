@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from benchmarks.harness import environment
 
@@ -28,8 +29,12 @@ class Started:
 
 @contextmanager
 def processes() -> Iterator[Started]:
-    """A list for processes, of which and of whose children none is left at the end."""
+    """A list for processes, of which and of whose children none is left at the end.
+
+    Nor where this process is asked to end meanwhile (SIGTERM), which is a `SystemExit`.
+    """
     started = Started()
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield started
     finally:
@@ -40,6 +45,11 @@ def processes() -> Iterator[Started]:
             wait(lambda: not marked(started.mark), GRACE)
         for process in started.processes:
             process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def start(started: Started, folder: Path, name: str, words: Sequence[str]) -> None:

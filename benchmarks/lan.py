@@ -38,7 +38,7 @@ ROLES = {
     SERVER: "server command", "flower-superlink": "SuperLink",
     "flower-superexec": "SuperExec", "flwr-serverapp": "ServerApp", CLIENT: "client",
 }  # fmt: skip
-PATIENCE = 600.0  # seconds that a whole run may take
+PATIENCE = 1800.0  # seconds that a whole run may take
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,8 @@
 """The benchmark of separate processes, with small processes in place of servers and clients."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,15 +78,18 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_stays_not_even_who_ignores_being_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(crowd, "GRACE", 0.1)
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    with pytest.raises(KeyboardInterrupt), processes() as started:
+    with pytest.raises(SystemExit, match="143"), processes() as started:
         start(started, tmp_path, "log", ["stubborn"])
         while not all((tmp_path / f"there{number}").exists() for number in (1, 2)):
             time.sleep(0.01)
         assert len(marked(started.mark)) == 2
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60.0)
     assert not marked(started.mark)
+    assert signal.getsignal(signal.SIGTERM) == before
     assert started.processes[0].returncode == -9
 
 
