@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def main() -> None:
         sys.exit(reason)
     say(*COLUMNS)
     say(*["---"] * len(COLUMNS))
-    with tempfile.TemporaryDirectory() as folder, Network(SERVER, *CLIENTS) as network:
+    with tempfile.TemporaryDirectory() as folder, closing(Network(SERVER, *CLIENTS)) as network:
         stage = RoomStage(Path(folder))
         try:
             start(stage, network)

@@ -9,8 +9,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 import pytest
 from lan_runs import Stage
@@ -35,7 +33,11 @@ class Room:
         assert self._holder.stdout is not None
         self._holder.stdout.read(1)
         self.pid = self._holder.pid
-        self.ip("link set lo up")
+        try:
+            self.ip("link set lo up")
+        except AssertionError:
+            self.close()
+            raise
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command, for `subprocess`, in this room; it keeps its process id."""
@@ -79,7 +81,7 @@ def lonely() -> Iterator[Room]:
 
 
 class Network:
-    """A switch, and rooms with a cable to it each. A context manager."""
+    """A switch, and rooms with a cable to it each, until it is closed."""
 
     def __init__(self, *addresses: str) -> None:
         """Build it.
@@ -87,19 +89,25 @@ class Network:
         Args:
             addresses: of the rooms, all of 10.77.0.0/24.
         """
+        self.rooms: list[Room] = []
         self._switch = Room()
-        self._switch.ip("link add switch type bridge")
-        self._switch.ip("link set switch up")
-        self.rooms = [self._joined(place, one) for place, one in enumerate(addresses)]
+        try:
+            self._switch.ip("link add switch type bridge")
+            self._switch.ip("link set switch up")
+            for place, address in enumerate(addresses):
+                self._join(place, address)
+        except AssertionError:
+            self.close()
+            raise
 
-    def _joined(self, place: int, address: str) -> Room:
+    def _join(self, place: int, address: str) -> None:
         room = Room(within=self._switch)
+        self.rooms.append(room)
         self._switch.ip(f"link add port{place} type veth peer name eth0 netns {room.pid}")
         self._switch.ip(f"link set port{place} up")
         self.mend(place)
         room.ip(f"address add {address}/24 dev eth0")
         room.ip("link set eth0 up")
-        return room
 
     def cut(self, place: int) -> None:
         """Nothing passes any more, and nobody is told: the cables are in, the switch is deaf."""
@@ -109,15 +117,7 @@ class Network:
         """All passes again."""
         self._switch.ip(f"link set port{place} master switch")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         for room in (*self.rooms, self._switch):
             room.close()
 
@@ -130,7 +130,7 @@ def reason_against_networks() -> str | None:
             reason = f"there is no {program}"
     if reason is None:
         try:
-            Network("10.77.0.1").__exit__(None, None, None)
+            Network("10.77.0.1").close()
         except AssertionError as error:
             reason = " ".join(str(error).split())
     return reason
