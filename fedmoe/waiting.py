@@ -15,6 +15,7 @@ from fedmoe.guard import REFUSED
 from fedmoe.messages import words
 from fedmoe.messages.riding import has_trained
 from fedmoe.messages.seams import set_message_id
+from fedmoe.profiling import section
 from fedmoe.schema import RuntimeBase
 
 # Between two looks for replies, in seconds: a tenth of the time waited so far, within these.
@@ -108,13 +109,9 @@ class Waiting:
         """
         nodes = {message.metadata.dst_node_id for message in sent}
         self._give_up(lambda one: one.request.metadata.dst_node_id in nodes)
-        waiting: dict[str, Message] = {}
-        # Flower's HTTP grid returns `None` for what it could not send, or nothing at all.
-        for message_id, message in zip(self.grid.push_messages(sent), sent, strict=False):
-            if message_id:
-                set_message_id(message, message_id)
-                waiting[message_id] = message
-        replies, cut_off = self._poll(waiting, len(sent))
+        with section("train" if training else "evaluate"):
+            waiting = self._pushed(sent)
+            replies, cut_off = self._poll(waiting, len(sent))
         for message_id, message in waiting.items():
             self._asked[message_id] = _Asked(message, number, training)
         late: list[Late] = []
@@ -122,6 +119,16 @@ class Waiting:
             late = [Late(one.request, r, number - one.round) for one, r in self._came]
             self._came = []
         return Came(replies, late, cut_off)
+
+    def _pushed(self, sent: Sequence[Message]) -> dict[str, Message]:
+        """Send messages; those that could be sent, by message id."""
+        waiting = {}
+        # Flower's HTTP grid returns `None` for what it could not send, or nothing at all.
+        for message_id, message in zip(self.grid.push_messages(sent), sent, strict=False):
+            if message_id:
+                set_message_id(message, message_id)
+                waiting[message_id] = message
+        return waiting
 
     def _poll(self, waiting: dict[str, Message], asked: int) -> tuple[list[Message], bool]:
         """Collect replies, which are taken out of `waiting`; returns whether some were cut off."""

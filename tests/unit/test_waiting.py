@@ -1,13 +1,14 @@
 """Deadlines and stragglers, by a clock that stands still unless the server sleeps."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import strategy as flower
 from slow_grid import FIRST, Seconds, SlowGrid, examples
 
@@ -15,6 +16,7 @@ from fedmoe.config import load_config
 from fedmoe.errors import ConfigError, RunError
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
+from fedmoe.profiling import Profile
 from fedmoe.rounds import RoundLoop, RoundRecord
 from fedmoe.standing import Standing
 from fedmoe.strategies import FedAvg, StackedFedAvg
@@ -353,3 +355,29 @@ def test_a_reply_counts_against_whom_it_answers_for() -> None:
     assert ran.reason(1, 3) == "came in another node's name"
     assert ran.loop.standing.strikes == {3: 1}
     assert ran.weights[0] == pytest.approx(usual(0, 1, 2))
+
+
+def test_a_profile_counts_the_time_waited_for_training_and_for_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = SlowGrid(CLIENTS, usual)
+    monkeypatch.setattr(time, "perf_counter", grid.clock)
+    waiting = Waiting(grid, load_config().runtime, clock=grid.clock, sleep=grid.sleep)
+    nodes = grid.get_node_ids()
+    content = RecordDict(
+        {
+            words.ARRAYS: to_record({"w": np.zeros(3, np.float32)}),
+            words.CONFIG: ConfigRecord({words.SERVER_ROUND: 1}),
+        }
+    )
+    with Profile().at_work() as profile:
+        for training in (True, False):
+            kind = MessageType.TRAIN if training else MessageType.EVALUATE
+            before = grid.clock()
+            came = waiting.exchange(
+                [Message(content, node, kind) for node in nodes], 1, training=training
+            )
+            assert len(came.replies) == CLIENTS
+            name = "train" if training else "evaluate"
+            assert profile.take() == {name: pytest.approx(grid.clock() - before)}
+            assert grid.clock() > before
