@@ -6,7 +6,7 @@ the same protocol (Flower's Fleet API, protobuf over HTTP) from within the proce
 """
 
 import logging
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
     RegisterNodeFleetRequest,
     UnregisterNodeFleetRequest,
@@ -54,6 +55,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedmoe.lan import UNKNOWN_KEY
+from fedmoe.lan.heartbeat import GONE_AFTER, INTERVAL, Heartbeat
+from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.recall import Recall
 from fedmoe.messages.seams import ensure_task_identity, message_from_wire, set_message_id
 
@@ -61,28 +64,9 @@ _LOG = logging.getLogger("fedmoe.lan.fleet")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked for again
 _NO_RUN = 403  # what a SuperLink answers about a run that is over
 _NO_SUPERLINK = 502  # what the proxy before it answers while there is none
-# Seconds that a SuperLink is told between two signs of life, the fewest that it takes; it holds a
-# node for gone after twice as many without one. Flower's own nodes say 30.
-HEARTBEAT_INTERVAL = 10.0
-_BEAT = 4.0  # seconds between two of them in fact
+_LONG_ENOUGH = GONE_AFTER + 2.0  # seconds, for the server to see that a node is gone
 
 KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
-
-
-class LostError(Exception):
-    """The server is not to be reached, or does not know this node (any more)."""
-
-
-class StrangersError(LostError):
-    """Server and client do not know each other, which will not change by itself."""
-
-
-class RejectedError(LostError):
-    """The server is there, and will not have this."""
-
-
-class RunOverError(Exception):
-    """The run that a message belongs to has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +121,7 @@ class FleetConnection:
         self._keys = access.keys or generate_key_pairs()
         self._client = access.client(self._keys)
         self._node = Node()
-        self._ended = threading.Event()
-        self._heartbeats = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat = Heartbeat(self._beat)
 
     def __enter__(self) -> Self:
         try:
@@ -146,7 +129,7 @@ class FleetConnection:
         except BaseException:
             self._client.close()
             raise
-        self._heartbeats.start()
+        self._heartbeat.start()
         return self
 
     def _activated(self) -> int:
@@ -158,7 +141,7 @@ class FleetConnection:
             if self._self_registered:
                 self._client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key))
             told = self._client.ActivateNode(
-                ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_INTERVAL)
+                ActivateNodeRequest(public_key=public_key, heartbeat_interval=INTERVAL)
             )
         node = int(told.node_id)
         self._recall.keep_node(node)
@@ -177,24 +160,26 @@ class FleetConnection:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Say farewell, unless this connection is to be taken up again."""
-        self._ended.set()
-        node = self._node.node_id
+        self._heartbeat.stop()
+        node, lost = self._node.node_id, kind is not None and issubclass(kind, LostError)
         try:
-            if kind is not None and issubclass(kind, LostError):
+            if lost and self._recall.node() == node:
                 return
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
             if self._self_registered:
                 self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
             self._recall.forget()
         except (httpx.HTTPError, RuntimeError):
-            pass
+            if lost and not self._self_registered:
+                # A node with a key that was alive again too soon would be waited for on and on.
+                time.sleep(_LONG_ENOUGH)
         finally:
             self._client.close()
 
     def receive(self) -> Message | None:
         """The next message with its content, or `None` if there is none."""
         with _translated(), no_object_id_recompute():
-            pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            pulled = self._pulled()
             if not pulled.messages_list:
                 return None
             run_id = message_from_proto(pulled.messages_list[0]).metadata.run_id
@@ -211,6 +196,17 @@ class FleetConnection:
             message = cast(Message, inflate_object_from_contents(number, contents))
         set_message_id(message, number)
         return message
+
+    def _pulled(self) -> PullMessagesResponse:
+        try:
+            return self._client.PullMessages(PullMessagesRequest(node=self._node))
+        except httpx.ConnectError:
+            raise
+        except httpx.TransportError:
+            # A message may have been handed out, once and for all, and nobody has it: the server
+            # waits for its reply for as long as this node lives.
+            self._recall.forget()
+            raise
 
     def send(self, reply: Message, seconds: float) -> None:
         """Send a reply.
@@ -254,18 +250,16 @@ class FleetConnection:
             fab = fab_from_proto(self._client.GetFab(wanted).fab)
         return get_fused_config_from_fab(fab.content, run)
 
-    def _beat(self) -> None:
-        """Tell the server now and then that this node lives, while it may be long at work."""
-        request = _sign_of_life(self._node)
-        while not self._ended.wait(_BEAT):
-            try:
-                self._client.SendNodeHeartbeat(request)
-            except (httpx.HTTPError, RuntimeError):
-                continue  # the main thread finds out by itself
+    def _beat(self) -> bool:
+        try:
+            self._client.SendNodeHeartbeat(_sign_of_life(self._node))
+        except (httpx.HTTPError, RuntimeError):
+            return False  # the main thread finds out by itself
+        return True
 
 
 def _sign_of_life(node: Node) -> SendNodeHeartbeatRequest:
-    return SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_INTERVAL)
+    return SendNodeHeartbeatRequest(node=node, heartbeat_interval=INTERVAL)
 
 
 @contextmanager

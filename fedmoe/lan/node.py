@@ -9,14 +9,8 @@ from flwr.app import Message
 
 from fedmoe.errors import ConfigError, DataError, FedmoeError, RunError
 from fedmoe.lan.desk import Desk, farewell, own_number, refusal
-from fedmoe.lan.fleet import (
-    Access,
-    FleetConnection,
-    LostError,
-    RejectedError,
-    RunOverError,
-    StrangersError,
-)
+from fedmoe.lan.fleet import Access, FleetConnection
+from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.pauses import Pauses
 from fedmoe.lan.recall import Recall
 from fedmoe.schema.client import SeatConfig

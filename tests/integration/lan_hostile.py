@@ -17,7 +17,8 @@ from fedmoe.client import main
 from fedmoe.errors import RunError
 from fedmoe.lan import node
 from fedmoe.lan.desk import Desk, farewell, refusal
-from fedmoe.lan.fleet import Access, FleetConnection, LostError
+from fedmoe.lan.fleet import Access, FleetConnection
+from fedmoe.lan.lost import LostError
 from fedmoe.lan.packing import pack, unpack
 from fedmoe.lan.recall import Recall
 from fedmoe.messages import words
@@ -143,7 +144,7 @@ class Vanishing(Hostile):
         if self.round == 1:
             self.connection.send(refusal(message, ZeroDivisionError("on purpose")), 0.0)
             return
-        self.connection._ended.set()  # of the heartbeats
+        self.connection._heartbeat.stop()  # of the heartbeats
         self.ended.wait()
         raise LostError  # without a farewell
 

@@ -8,9 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from lan_runs import PATIENCE, REPOSITORY, wait_until
+from lan_runs import PATIENCE, REPOSITORY, SMALL, assert_alike, in_process, wait_until
 from namespaces import Network, RoomStage, lonely, skip_if_impossible
-from test_lan import SMALL, assert_alike, in_process
 from witness import LOOKUP, WATCHING
 
 from fedmoe.keys import make_keys
@@ -50,7 +49,9 @@ def test_a_federation_tries_to_reach_no_other_machine(stage: RoomStage) -> None:
             f"seen: {stage.log('witness')}",
         )
         seen = stage.log("witness")
-        server = stage.server("+experiment=fedavg", *SMALL, "runtime.keys=keys", name="run")
+        server = stage.server(
+            "+experiment=fedavg", *SMALL, "rounds=3", "runtime.keys=keys", name="run"
+        )
         clients = [stage.client(number, "client.keys=keys") for number in range(2)]
         assert server.wait(PATIENCE) == 0, stage.log("run")
         assert [client.wait(PATIENCE) for client in clients] == [0, 0]
@@ -67,7 +68,7 @@ def test_over_a_network_that_fails_for_seconds_the_numbers_stay(
     would show.
     """
     make_keys(stage.folder / "keys", addresses=[SERVER], clients=2)
-    words = ["+experiment=insight", *SMALL[:-1], f"rounds={ROUNDS}"]
+    words = ["+experiment=insight", *SMALL, f"rounds={ROUNDS}"]
     keys = ["runtime.host=0.0.0.0", "runtime.keys=keys"]
     with closing(Network(SERVER, *CLIENTS)) as network:
         stage.room = network.rooms[0]

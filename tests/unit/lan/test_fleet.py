@@ -1,6 +1,7 @@
 """What is relied on of Flower's Fleet and Runtime APIs, which are not public."""
 
 import inspect
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,10 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedmoe.lan import UNKNOWN_KEY, fast_grid, fleet
+from fedmoe.lan import UNKNOWN_KEY, fast_grid, fleet, heartbeat
 from fedmoe.lan.fast_grid import FastGrid, fast
-from fedmoe.lan.fleet import (
-    Access,
-    FleetConnection,
-    LostError,
-    RejectedError,
-    RunOverError,
-    StrangersError,
-)
+from fedmoe.lan.fleet import Access, FleetConnection
+from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.packing import is_packed
 from fedmoe.lan.recall import Recall
 from fedmoe.messages.arrays import to_record
@@ -278,7 +273,58 @@ def test_flower_still_has_the_signatures() -> None:
         pull_objects
     ).parameters.keys()
     assert isinstance(inspect.getattr_static(HttpGrid, "_runtime_client"), property)
-    assert fleet.HEARTBEAT_INTERVAL == HEARTBEAT_MIN_INTERVAL and HEARTBEAT_PATIENCE == 2
+    assert heartbeat.INTERVAL == HEARTBEAT_MIN_INTERVAL and HEARTBEAT_PATIENCE == 2
     client = Access(address="127.0.0.1:1").client(generate_key_pairs())
     with pytest.raises(httpx.ConnectError):
         client.PullMessages(PullMessagesResponse())
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (httpx.ReadTimeout("30 s"), True),
+        (httpx.ReadError("reset"), True),
+        (httpx.ConnectError("no"), False),
+    ],
+)
+def test_a_node_that_a_message_may_have_been_lost_on_its_way_to_is_not_taken_up_again(
+    link: Link, tmp_path: Path, error: Exception, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recall, slept = Recall(tmp_path, 0), list[float]()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(LostError), FleetConnection(ACCESS, recall) as connection:
+        link.error = error
+        connection.receive()
+    assert recall.node() == (None if lost else 77)
+    assert ("DeactivateNode" in link.calls) == lost
+    assert not slept  # the next connection is another node
+    link.error, link.calls = None, []
+    with FleetConnection(ACCESS, recall):
+        assert ("ActivateNode" in link.calls) == lost
+
+
+def test_a_node_with_a_key_stays_away_until_it_is_missed(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = list[float]()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    access = Access(address="here:1", keys=generate_key_pairs())
+    with pytest.raises(LostError), FleetConnection(access, Recall(tmp_path, 0)) as connection:
+        link.error = httpx.ReadTimeout("30 s")
+        connection.receive()
+    assert len(slept) == 1 and slept[0] > heartbeat.GONE_AFTER
+
+
+def test_a_sign_of_life_that_is_lost_is_soon_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+    came = iter([True, False, False, True])
+    beats = heartbeat.Heartbeat(lambda: next(came))
+
+    def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) > 4
+
+    monkeypatch.setattr(beats._stopped, "wait", wait)
+    beats._run()
+    assert pauses == [4.0, 4.0, 0.5, 0.5, 4.0]
+    assert max(pauses) < heartbeat.INTERVAL

@@ -10,7 +10,8 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from fedmoe.config import load_config, to_json
 from fedmoe.errors import ConfigError
 from fedmoe.lan import node
-from fedmoe.lan.fleet import Access, LostError, RejectedError, RunOverError, StrangersError
+from fedmoe.lan.fleet import Access
+from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.node import Node
 from fedmoe.lan.recall import Recall
 from fedmoe.messages import words
