@@ -377,7 +377,7 @@ def test_a_profile_counts_the_time_waited_for_training_and_for_evaluation(
             came = waiting.exchange(
                 [Message(content, node, kind) for node in nodes], 1, training=training
             )
-            assert len(came.replies) == CLIENTS
+            assert len(list(came.replies)) == CLIENTS
             name = "train" if training else "evaluate"
             assert profile.take() == {name: pytest.approx(grid.clock() - before)}
             assert grid.clock() > before
