@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 _MOST_BASES = 64
 _LAST_OF_HYDRA = ("hydra.run.", "hydra.sweep.")  # keys that nothing looks at while composing
-_UNSPLIT = ("hydra", "hydra.searchpath")  # these words may set any key, or bring other files
+_OTHER_FILES = "hydra.searchpath"  # a word after which other files are read
 
 
 class Bases:
@@ -90,7 +90,7 @@ class Loader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Hydra's own in two steps: a base, which may be known, and single keys set in it."""
         parsed = OverridesParser.create().parse_overrides(overrides)
-        if any(override.key_or_group in _UNSPLIT for override in parsed):
+        if any(override.key_or_group == _OTHER_FILES for override in parsed):
             return super()._load_configuration_impl(
                 config_name, overrides, run_mode, from_shell, validate_sweep_overrides
             )
