@@ -12,16 +12,16 @@ import pytest
 # Reports as the process ends, when all that a run imports has been imported.
 _PROBE = """
 import atexit, gc, json, sys
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from fedmoe.configuration.loader import Loader
 from fedmoe.simulate import command
 
-composed, compose = [], ConfigLoaderImpl._load_configuration_impl
+composed, compose = [], Loader._load_configuration_impl
 
 def counted(*args, **keywords):
     composed.append(args)
     return compose(*args, **keywords)
 
-ConfigLoaderImpl._load_configuration_impl = counted
+Loader._load_configuration_impl = counted
 
 @atexit.register
 def report():

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 
 from fedmoe.config import load_config, to_json
 from fedmoe.configuration.composition import Composer
+from fedmoe.configuration.loader import Loader
 from fedmoe.configuration.words import PREFIX
 from fedmoe.errors import DataError, RunError
 from fedmoe.schema import ExperimentConfig
@@ -144,13 +144,13 @@ def test_what_was_composed_for_the_check_serves_one_run(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed: list[Any] = []
-    compose = ConfigLoaderImpl._load_configuration_impl
+    compose = Loader._load_configuration_impl
 
     def counted(*args: Any, **keywords: Any) -> Any:
         composed.append(args)
         return compose(*args, **keywords)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    monkeypatch.setattr(Loader, "_load_configuration_impl", counted)
     JobRuntime.instance().set("name", "somebody else's")
     assert main(["rounds=2", "name=job-${hydra:job.name}"]) == 0
     assert len(composed) == 1
