@@ -63,8 +63,10 @@ def _check_rounds(directory: Path, rounds: int) -> None:
 
 
 def _set(saved: dict[str, Any], key: str, wanted: dict[str, Any]) -> None:
-    """Copy one dotted key, or a whole group where the word chose an option."""
+    """Copy one dotted key, or a whole group where the word chose another option."""
     *above, name = key.split(".")
     for part in above:
         saved, wanted = saved[part], wanted[part]
-    saved[name] = wanted[name]
+    had, chosen = saved[name], wanted[name]
+    if not (isinstance(had, dict) and "name" in had and had["name"] == chosen["name"]):
+        saved[name] = chosen

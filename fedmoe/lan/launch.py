@@ -164,10 +164,11 @@ class _Launch:
     def _follow(self, link: SuperLink) -> None:
         """Show rounds as they come, until the run has ended or was asked to."""
         next_question = time.monotonic() + _ASK_EVERY
-        start = self._rounds_done()
+        start, over = self._rounds_done(), False
         with open_progress(self._config.tracking.progress, self._config.rounds, start) as progress:
             while True:
-                ended = self._written() != self._written_before
+                # Asked first: what is read afterwards holds all that was written until the end.
+                ended = over or self._written() != self._written_before
                 for line in self._metrics.lines():
                     progress.update(json.loads(line))
                 for line in self._run_log.lines():
@@ -179,8 +180,7 @@ class _Launch:
                     self._stop()
                 link.check()
                 if time.monotonic() > next_question:
-                    if link.status()[0].startswith("finished"):
-                        return
+                    over = link.status()[0].startswith("finished")
                     next_question = time.monotonic() + _ASK_EVERY
                 time.sleep(_STEP)
 
