@@ -4,6 +4,7 @@ Flower's SuperLink starts others, which start others, some in sessions of their 
 group does not hold them. What does is a mark in the environment, which all of them inherit.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -44,12 +45,18 @@ class Family:
         self._log = log
         self._first: list[subprocess.Popen[bytes]] = []
 
-    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a process, in a session of its own so that Ctrl-C does not reach it."""
+    def start(self, command: Sequence[str], *, piped: bool = False) -> subprocess.Popen[bytes]:
+        """Start a process, in a session of its own so that Ctrl-C does not reach it.
+
+        Args:
+            command: its words.
+            piped: whether its standard input and output are pipes, and only its errors logged.
+        """
         with self._log.open("ab") as stream:
             process = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=stream,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                command, env=self.environment, stderr=stream,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else stream, start_new_session=True,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
         self._first.append(process)
@@ -75,6 +82,11 @@ class Family:
             deadline = time.monotonic() + grace
             while self._living() and time.monotonic() < deadline:
                 time.sleep(_STEP)
+        for process in self._first:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):  # words that nobody has read
+                        pipe.close()
 
     def _living(self) -> list[int]:
         for process in self._first:

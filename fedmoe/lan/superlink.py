@@ -1,25 +1,22 @@
 """Flower's SuperLink as a child of this process, driven by Flower's public commands."""
 
-import json
 import logging
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fedmoe.errors import RunError
 from fedmoe.lan.access import ServerKeys
 from fedmoe.lan.bundle import CONNECTION, write_bundle, write_connection
+from fedmoe.lan.flower_commands import FlowerCommands
 from fedmoe.lan.processes import Family
 from fedmoe.schema import ExperimentConfig
 
 _LOG = logging.getLogger("fedmoe.lan.SuperLink")
 _READY_SECONDS = 60.0
-_COMMAND_SECONDS = 60.0
 _STEP = 0.1
 _HOST = "127.0.0.1"  # it serves more than what clients may have: see fleet_proxy
 # Flower's colours, for a line that is quoted.
@@ -78,6 +75,7 @@ class SuperLink:
         self._process = self._family.start(
             [program("flower-superlink"), *superlink_arguments(self._port, keys)]
         )
+        self._flwr = FlowerCommands(self._family)
         deadline = time.monotonic() + _READY_SECONDS
         while not self._listens():
             self.check()
@@ -86,10 +84,10 @@ class SuperLink:
             time.sleep(_STEP)
         if keys is None:
             return {}
-        paths = map(str, keys.clients.values())
-        registering = [sys.executable, "-m", "fedmoe.lan.registering", CONNECTION, *paths]
-        nodes = [str(one["node-id"]) for one in self._told(registering)]
-        return dict(zip(nodes, keys.clients, strict=True))
+        return {
+            str(self._flwr("supernode", "register", str(key), CONNECTION)["node-id"]): client
+            for client, key in keys.clients.items()
+        }
 
     def check(self) -> None:
         """See that it still runs.
@@ -107,7 +105,7 @@ class SuperLink:
             RunError: it was refused.
         """
         write_bundle(self._home / "bundle", config, federation)
-        (told,) = self._told(_flwr("run", str(self._home / "bundle"), CONNECTION))
+        told = self._flwr("run", str(self._home / "bundle"), CONNECTION)
         self.run_id = str(told["run-id"])
 
     def status(self) -> tuple[str, str]:
@@ -116,29 +114,11 @@ class SuperLink:
         Raises:
             RunError: there is no answer.
         """
-        (told,) = self._told(_flwr("list", CONNECTION, "--run-id", str(self.run_id)))
+        told = self._flwr("list", CONNECTION, "--run-id", str(self.run_id))
         for run in told["runs"]:
             if str(run["run-id"]) == self.run_id:
                 return str(run["status"]), str(run.get("status-details") or "")
         raise RunError(f"the SuperLink knows no run {self.run_id}")
-
-    def _told(self, command: list[str]) -> list[dict[str, Any]]:
-        """What a command of Flower's says, in JSON.
-
-        Raises:
-            RunError: it says nothing, or that it failed.
-        """
-        done = subprocess.run(
-            command, env=self._family.environment, capture_output=True, text=True,
-            timeout=_COMMAND_SECONDS, check=False,
-        )  # fmt: skip
-        told, failed = list(_objects(done.stdout)), f"{' '.join(command[:3])} failed"
-        for one in told:
-            if not one.get("success"):
-                raise RunError(f"{failed}: {one.get('error-message', one)}")
-        if not told:
-            raise RunError(f"{failed}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
-        return told
 
     def _listens(self) -> bool:
         """Ask for its health; any answer over the port will do, whatever its security."""
@@ -157,22 +137,6 @@ class SuperLink:
     def _last_line(self) -> str:
         lines = [_COLOUR.sub("", line).strip() for line in self._log.read_text().splitlines()]
         return next((line for line in reversed(lines) if line), "it said nothing")
-
-
-def _flwr(*words: str) -> list[str]:
-    return [program("flwr"), *words, "--format", "json"]
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, one after the other, with anything between."""
-    decoder, place = json.JSONDecoder(), text.find("{")
-    while place >= 0:
-        try:
-            found, end = decoder.raw_decode(text, place)
-        except ValueError:
-            return
-        yield found
-        place = text.find("{", end)
 
 
 def free_port() -> int:
