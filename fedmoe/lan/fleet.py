@@ -91,7 +91,7 @@ class Access:
         return FleetHttpClient.from_server_address(
             self.address,
             root is None,
-            None if root is None else str(root),
+            None if root is None else root.read_bytes(),
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(*keys),

@@ -179,7 +179,13 @@ def with_staying_clients(folder: Path) -> Iterator[Stage]:
     """Three clients with keys, which wait for one server after another; keys for 11 are there."""
     stage = Stage(folder)
     stage.make_keys(STAYING, 11)
-    for number in range(STAYING):
+    for number in range(STAYING - 1):
         stage.client(number, "client.stay=true", f"client.keys={KEYS}")
+    own = stage.folder / "own-keys"  # of the last one, which need not say its number
+    own.mkdir(mode=0o700)
+    for name in ("ca.crt", f"client-{STAYING - 1}"):
+        shutil.copy(stage.folder / KEYS / name, own)
+    unnumbered = [f"client.keys={own}", "client.partition=null"]
+    stage.client(STAYING - 1, "client.stay=true", *unnumbered)
     yield stage
     stage.close()

@@ -23,8 +23,7 @@ from lan_runs import (
     with_staying_clients,
 )
 
-from fedmoe.errors import DataError
-from fedmoe.keys import make_keys
+from fedmoe.errors import ConfigError, DataError, RunError
 from fedmoe.lan.bundle import CONNECTION, write_connection
 from fedmoe.lan.node import Node
 
@@ -59,6 +58,9 @@ def test_the_numbers_are_those_of_one_process(
     assert "round 5/5" in staying.log(experiment)
     left = staying.living()
     assert len(left) == STAYING and all("fedmoe.client" in words for words in left.values())
+    private = (staying.folder / KEYS / "client-0").read_text().splitlines()[1:3]
+    written = [path for path in (staying.folder / experiment).rglob("*") if path.is_file()]
+    assert not any(line.encode() in path.read_bytes() for path in written for line in private)
 
 
 def test_a_killed_server_goes_on_and_one_that_is_asked_to_end_ends_after_its_round(
@@ -86,15 +88,35 @@ def test_a_killed_server_goes_on_and_one_that_is_asked_to_end_ends_after_its_rou
     assert len(staying.living()) == STAYING
 
 
-def test_clients_that_do_not_come_fail_the_run_in_one_line(stage: Stage) -> None:
-    server = stage.server("+experiment=fedavg", "runtime.wait=1")
+def test_strangers_are_refused_and_clients_that_do_not_come_fail_the_run_in_one_line(
+    stage: Stage,
+) -> None:
+    """Of two strangers one has a key that the server does not know, and the other none."""
+    stage.make_keys(1, 2)
+    words = [f"runtime.keys={KEYS}", "runtime.min_clients=1", "runtime.wait=4"]
+    server = stage.server("+experiment=fedavg", *words)
+
+    def take_part(key: int | None, wait: float) -> None:
+        root = stage.folder / f"stranger-{key}"
+        root.mkdir()
+        Node(access=stage.access(key), client=0, root=root, data=None, wait=wait, stay=False).run()
+
+    with ThreadPoolExecutor() as pool:
+        unknown = pool.submit(take_part, 1, PATIENCE)
+        plain = pool.submit(take_part, None, 1.0)
+        with pytest.raises(ConfigError, match="it does not know this client's key"):
+            unknown.result(PATIENCE)
+        with pytest.raises(RunError, match="no server for 1 seconds"):
+            plain.result(PATIENCE)
     assert server.wait(PATIENCE) == 1
-    assert stage.log("server").splitlines()[-1] == (
-        "fedmoe: error: 0 of 2 clients came within 1 seconds (runtime.min_clients, runtime.wait); "
+    log = stage.log("server")
+    assert "refused: a client at 127.0.0.1, whose key is not in runtime.keys" in log
+    assert log.splitlines()[-1] == (
+        "fedmoe: error: 0 of 1 clients came within 4 seconds (runtime.min_clients, runtime.wait); "
         "came: none"
     )
     summary = json.loads((stage.folder / "server" / "summary.json").read_text())
-    assert summary["status"] == "failed" and "0 of 2 clients" in summary["reason"]
+    assert summary["status"] == "failed" and "0 of 1 clients" in summary["reason"]
     assert not stage.living()
 
 
@@ -172,41 +194,6 @@ def test_the_same_apps_run_under_flowers_own_commands(stage: Stage, tmp_path: Pa
     (summary,) = stage.folder.glob("runs/*/*/summary.json")
     folder = str(summary.parent.relative_to(stage.folder))
     assert_alike(stage.rounds(folder), in_process(words, tmp_path / "own", clients=1))
-
-
-def test_with_keys_strangers_are_kept_out_and_the_numbers_stay(
-    stage: Stage, tmp_path: Path
-) -> None:
-    """TLS and a key for each client; one whose key the server does not know, and one without."""
-    make_keys(stage.folder / "keys", clients=2)
-    make_keys(stage.folder / "others", clients=1)
-    (stage.folder / "others" / "ca.crt").write_bytes(
-        (stage.folder / "keys" / "ca.crt").read_bytes()
-    )
-    words = ["+experiment=insight", *SMALL, "rounds=3"]
-    strangers = [
-        stage.client(0, "client.keys=others", "client.state=stranger0"),
-        stage.client(1, "client.state=stranger1"),
-    ]
-    server = stage.server(*words, "runtime.keys=keys", "runtime.min_clients=2", name="run")
-    make_keys(stage.folder / "mine", clients=0)
-    for name in ("ca.crt", "client-1"):  # and nothing else, so that it need not say its number
-        (stage.folder / "mine" / name).write_bytes((stage.folder / "keys" / name).read_bytes())
-    own = [
-        stage.client(0, "client.keys=keys"),
-        stage.client(1, "client.keys=mine", "client.partition=null", "client.state=mine-state"),
-    ]
-    assert server.wait(PATIENCE) == 0, stage.log("run")
-    assert [client.wait(PATIENCE) for client in own] == [0, 0]
-    assert strangers[0].wait(PATIENCE) == 2 and "does not know this client's key" in stage.log(
-        "client0"
-    )
-    assert strangers[1].poll() is None  # what it reaches says nothing that it understands
-    assert "refused: a client at 127.0.0.1, whose key is not in runtime.keys" in stage.log("run")
-    assert_alike(stage.rounds("run"), in_process(words, tmp_path / "own", clients=2))
-    private = list((stage.folder / "keys" / "client-0").read_text().splitlines()[1:3])
-    logged = "".join(path.read_text() for path in (stage.folder / "run").glob("*.log"))
-    assert not any(line in logged for line in private)
 
 
 def test_no_server_is_open_to_other_machines_unless_it_is_asked_to_be(stage: Stage) -> None:

@@ -32,7 +32,6 @@ from fedmoe.tracking import load_checkpoint
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc and prlimit"),
-    pytest.mark.filterwarnings("ignore:.verify=<str>. is deprecated"),  # Flower's, with httpx
 ]
 FULL = 2  # one of those that stay, whose disk takes no more for a round
 LIES, FORGES, REPLAYS, VANISHES, TERMINATED, KILLED, HANGS, NOBODY = range(3, 11)
