@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # How many processes run tests; a file stays with one, for what its tests share, and the long
-# ones of tests/integration come first.
-WORKERS ?= 2
+# ones of tests/integration come first. Those of a deployment wait for much of their time, so that
+# three keep two cores busy.
+WORKERS ?= 3
 
 # Flower and Ray phone home by default; nothing that we start does.
 export FLWR_TELEMETRY_ENABLED := 0

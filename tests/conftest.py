@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import gc
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -21,17 +23,28 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+_MOST = 32
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was made so far is garbage: it need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 class RememberingComposer(Composer):
     """Composes the package's own YAML for the same words once: it takes longer than most tests."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._composed: dict[tuple[tuple[Word, ...], bool], DictConfig] = {}
+        self._composed: OrderedDict[tuple[tuple[Word, ...], bool], DictConfig] = OrderedDict()
 
     def compose(self, words: Sequence[Word], sweep: bool = False) -> DictConfig:
         key = tuple(words), sweep
         if key not in self._composed:
             self._composed[key] = super().compose(words, sweep)
+            if len(self._composed) > _MOST:  # what lives long is looked through by the collector
+                self._composed.popitem(last=False)
         return self._composed[key]  # whoever asks copies it
 
 

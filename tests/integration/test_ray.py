@@ -153,7 +153,6 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ["strategy=fedprox", "strategy.proximal_mu=0.5"],
         ["strategy=fedadam", "strategy.fraction_train=0.5"],
         ["strategy=ifca", "strategy.restart_rounds=1", "training.reset_optimizer=false"],
-        ["strategy=local_global", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
         ["strategy=insight"],
         [
