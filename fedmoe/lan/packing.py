@@ -1,11 +1,10 @@
-"""Small contents travel as one array: Flower asks for every array of a message by itself.
+"""Small contents travel as one value: Flower asks for every part of a message by itself.
 
-A message of ten arrays is some 25 objects, each a request over HTTP; packed, it is 5 whatever it
+A message of ten arrays is some 25 objects, each a request over HTTP; packed, it is 3 whatever it
 holds. Bytes are counted, and replies are judged, on what was packed.
 """
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fedmoe.messages.arrays import plain
 from fedmoe.messages.seams import records_from_wire, records_to_wire
@@ -17,16 +16,15 @@ _BYTES = "bytes"
 
 
 def pack(content: RecordDict) -> RecordDict:
-    """The content as one array of bytes, or as it is where that would be a large one."""
+    """The content as one value of bytes, or as it is where that would be a large one."""
     records = plain(content)
     if content_bytes(records) > MOST_PACKED:
         return records
-    array = Array(np.frombuffer(records_to_wire(records), dtype=np.uint8))
-    return RecordDict({PACKED: ArrayRecord({_BYTES: array})})
+    return RecordDict({PACKED: ConfigRecord({_BYTES: records_to_wire(records)})})
 
 
 def is_packed(content: RecordDict) -> bool:
-    """Whether `pack` made one array of it."""
+    """Whether `pack` made one value of it."""
     return PACKED in content
 
 
@@ -39,10 +37,7 @@ def unpack(content: RecordDict) -> RecordDict:
     if not is_packed(content):
         return content
     record = content[PACKED]
-    array = record.get(_BYTES) if isinstance(record, ArrayRecord) else None
-    if array is None or len(content) != 1 or len(array.data) > 2 * MOST_PACKED:
-        raise ValueError(f"a content with {PACKED!r} must hold nothing else, and be small")
-    values = array.numpy()
-    if values.dtype != np.uint8 or values.ndim != 1:
-        raise ValueError(f"{PACKED!r} must be bytes, got {values.dtype} of shape {values.shape}")
-    return records_from_wire(values.tobytes())
+    packed = record.get(_BYTES) if isinstance(record, ConfigRecord) else None
+    if not isinstance(packed, bytes) or len(content) != 1 or len(packed) > 2 * MOST_PACKED:
+        raise ValueError(f"a content with {PACKED!r} must hold nothing else, and few bytes")
+    return records_from_wire(packed)
