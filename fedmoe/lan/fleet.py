@@ -8,13 +8,19 @@ the same protocol (Flower's Fleet API, protobuf over HTTP) from within the proce
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.config import get_fused_config_from_fab
@@ -118,7 +124,7 @@ class FleetConnection:
         ensure_task_identity()
         self._recall = recall
         self._self_registered = access.keys is None
-        self._keys = access.keys or generate_key_pairs()
+        self._keys = access.keys or _own_keys(recall)
         self._client = access.client(self._keys)
         self._node = Node()
         self._heartbeat = Heartbeat(self._beat)
@@ -144,13 +150,18 @@ class FleetConnection:
                 ActivateNodeRequest(public_key=public_key, heartbeat_interval=INTERVAL)
             )
         node = int(told.node_id)
-        self._recall.keep_node(node)
+        self._recall.keep_node(node, _as_bytes(self._keys[0]) if self._self_registered else b"")
         return node
 
     def _still_known(self) -> int | None:
         """The node of the connection before; it cannot be activated while it counts as alive."""
         node = self._recall.node()
         if node is None:
+            return None
+        if self._recall.is_unsure():
+            self._recall.forget()
+            if not self._self_registered:
+                self._stay_away()
             return None
         try:
             told = self._client.SendNodeHeartbeat(_sign_of_life(Node(node_id=node)))
@@ -163,16 +174,17 @@ class FleetConnection:
         self._heartbeat.stop()
         node, lost = self._node.node_id, kind is not None and issubclass(kind, LostError)
         try:
-            if lost and self._recall.node() == node:
+            if lost and self._recall.node() == node and not self._recall.is_unsure():
                 return
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
             if self._self_registered:
                 self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
             self._recall.forget()
         except (httpx.HTTPError, RuntimeError):
-            if lost and not self._self_registered:
-                # A node with a key that was alive again too soon would be waited for on and on.
-                time.sleep(_LONG_ENOUGH)
+            if lost:
+                self._recall.forget()
+                if not self._self_registered:
+                    self._stay_away()
         finally:
             self._client.close()
 
@@ -181,10 +193,12 @@ class FleetConnection:
         with _translated(), no_object_id_recompute():
             pulled = self._pulled()
             if not pulled.messages_list:
+                self._recall.heard()
                 return None
             run_id = message_from_proto(pulled.messages_list[0]).metadata.run_id
             number = pulled.messages_list[0].metadata.message_id
             self._recall.owe(pulled.messages_list[0].SerializeToString())
+            self._recall.heard()
             contents = pull_objects(
                 [tree.object_id for tree in iterate_object_tree(pulled.message_object_trees[0])],
                 make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id),
@@ -198,15 +212,18 @@ class FleetConnection:
         return message
 
     def _pulled(self) -> PullMessagesResponse:
+        """A message is handed out once and for all: a node that may have lost one is given up."""
+        self._recall.ask()
         try:
             return self._client.PullMessages(PullMessagesRequest(node=self._node))
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.HTTPStatusError):
+            self._recall.heard()
             raise
-        except httpx.TransportError:
-            # A message may have been handed out, once and for all, and nobody has it: the server
-            # waits for its reply for as long as this node lives.
-            self._recall.forget()
-            raise
+
+    def _stay_away(self) -> None:
+        """Let the server miss this node: alive again too soon, it would be waited for on and on."""
+        _LOG.info("staying away for %g s: a message may have been lost", _LONG_ENOUGH)
+        time.sleep(_LONG_ENOUGH)
 
     def send(self, reply: Message, seconds: float) -> None:
         """Send a reply.
@@ -256,6 +273,19 @@ class FleetConnection:
         except (httpx.HTTPError, RuntimeError):
             return False  # the main thread finds out by itself
         return True
+
+
+def _own_keys(recall: Recall) -> KeyPair:
+    """Those of the connection before, or new ones: a node is known by its key alone."""
+    with suppress(ValueError):
+        key = load_pem_private_key(recall.key(), None)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key, key.public_key()
+    return generate_key_pairs()
+
+
+def _as_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _sign_of_life(node: Node) -> SendNodeHeartbeatRequest:

@@ -24,6 +24,7 @@ class Recall:
         """
         name = "client" if client is None else f"client-{client}"
         self._node, self._owed = root / f"{name}.node", root / f"{name}.owed"
+        self._asked = root / f"{name}.asked"
         self._lock_path = root / f"{name}.lock"
         self._lock: int | None = None  # a file's descriptor
 
@@ -48,19 +49,46 @@ class Recall:
     def node(self) -> int | None:
         """Flower's id of the node that was connected last."""
         try:
-            return int(self._node.read_text())
+            return int(self._node.read_bytes().partition(b"\n")[0])
         except (OSError, ValueError):
             return None
 
-    def keep_node(self, node: int) -> None:
-        """This node is connected, and owes nothing."""
+    def key(self) -> bytes:
+        """The private key that this node made for itself; nothing if it made none."""
+        try:
+            return self._node.read_bytes().partition(b"\n")[2]
+        except OSError:
+            return b""
+
+    def keep_node(self, node: int, key: bytes = b"") -> None:
+        """This node is connected, and owes nothing.
+
+        Args:
+            node: Flower's id.
+            key: its private key, where it made one for itself: nobody else can go on as this node.
+        """
         self.paid()
-        _write(self._node, str(node).encode())
+        _write(self._node, b"%d\n%s" % (node, key))
 
     def forget(self) -> None:
         """The node is gone for good."""
         self.paid()
+        self.heard()
         self._node.unlink(missing_ok=True)
+
+    def ask(self) -> None:
+        """A message is asked for: until `heard`, nobody knows whether one has been handed out."""
+        with contextlib.suppress(OSError):
+            self._asked.touch(0o600)
+
+    def heard(self) -> None:
+        """There was none, or it is owed a reply."""
+        with contextlib.suppress(OSError):
+            self._asked.unlink(missing_ok=True)
+
+    def is_unsure(self) -> bool:
+        """Whether a message may have been lost between server and client, which is waited for."""
+        return self._asked.exists()
 
     def owe(self, message: bytes) -> None:
         """A message has come, which is to be replied to."""
@@ -82,5 +110,12 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file that is whole even if this process is killed; a full disk ends no client."""
     temporary = path.with_name(f".{path.name}.tmp")
     with contextlib.suppress(OSError):
-        temporary.write_bytes(content)
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb", opener=_own) as file:
+            file.write(content)
         temporary.replace(path)
+
+
+def _own(path: str, flags: int) -> int:
+    """Open a file that is nobody else's to read."""
+    return os.open(path, flags, 0o600)

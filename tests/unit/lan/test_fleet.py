@@ -22,7 +22,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
-from flwr.supercore.primitives.asymmetric import generate_key_pairs
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -328,3 +328,35 @@ def test_a_sign_of_life_that_is_lost_is_soon_given_again(monkeypatch: pytest.Mon
     beats._run()
     assert pauses == [4.0, 4.0, 0.5, 0.5, 4.0]
     assert max(pauses) < heartbeat.INTERVAL
+
+
+def test_a_node_without_a_key_of_its_own_goes_on_with_the_one_that_it_made(
+    link: Link, tmp_path: Path
+) -> None:
+    recall = Recall(tmp_path, 0)
+    with pytest.raises(LostError), FleetConnection(ACCESS, recall) as connection:
+        first = public_key_to_bytes(connection._keys[1])
+        raise LostError("cut")
+    with FleetConnection(ACCESS, Recall(tmp_path, 0)) as connection:
+        assert public_key_to_bytes(connection._keys[1]) == first
+    with FleetConnection(ACCESS, Recall(tmp_path, 0)) as connection:  # after a farewell
+        assert public_key_to_bytes(connection._keys[1]) != first
+
+
+@pytest.mark.parametrize("own_key", [False, True])
+def test_a_process_that_was_killed_while_it_asked_is_not_taken_up(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_key: bool
+) -> None:
+    """Whether it had got a message nobody knows; so the server is let find out that it is gone."""
+    slept, recall = list[float](), Recall(tmp_path, 0)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    access = Access(address="here:1", keys=generate_key_pairs() if own_key else None)
+    recall.keep_node(5)
+    recall.ask()
+    with FleetConnection(access, Recall(tmp_path, 0)) as connection:
+        assert "ActivateNode" in link.calls and not recall.is_unsure()
+        link.hold(Message(content(), 77, MessageType.TRAIN))
+        assert connection.receive() is not None
+        assert recall.owed() and not recall.is_unsure()
+        assert connection.receive() is None and not recall.is_unsure()
+    assert [seconds > heartbeat.GONE_AFTER for seconds in slept] == [True] * own_key

@@ -22,6 +22,16 @@ def test_the_next_process_knows_the_node_and_the_debt(tmp_path: Path) -> None:
     assert (one.node(), one.owed()) == (None, None)
 
 
+def test_a_key_that_a_node_has_made_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    Recall(tmp_path, 3).keep_node(7, b"-----BEGIN\nkey\n")
+    recall = Recall(tmp_path, 3)
+    assert (recall.node(), recall.key()) == (7, b"-----BEGIN\nkey\n")
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    recall.forget()
+    assert recall.key() == b""
+
+
 def test_nothing_that_can_be_read_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "client-0.node").write_text("a node")
     (tmp_path / "client-0.owed").write_bytes(b"")  # power was lost while it was written
