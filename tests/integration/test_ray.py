@@ -169,7 +169,6 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
         ],
         ["strategy=stock", "strategy.class_name=FedMedian"],
         ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
-        ["strategy=fedproto", "training.reset_optimizer=false"],
         [
             "strategy=fedmoe",
             "strategy.experts_per_client=2",

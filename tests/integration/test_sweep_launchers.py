@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "fedmoe: interrupted"
-    assert "2 jobs, last evaluated round" in out
+    assert re.search("[23] jobs, last evaluated round", out)  # a third may just have begun
     while left := living(process.pid):
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
