@@ -52,14 +52,17 @@ def _end(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def start(started: Started, folder: Path, name: str, words: Sequence[str]) -> None:
-    """Start a module's process."""
-    with (folder / f"{name}.log").open("wb") as log:
+def start(
+    started: Started, folder: Path, name: str, words: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start a module's process; what it says is appended to `NAME.log`."""
+    with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *words], cwd=folder, env=environment() | {_MARK: started.mark},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     started.processes.append(process)
+    return process
 
 
 def marked(mark: str) -> dict[int, str]:

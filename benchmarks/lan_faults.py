@@ -11,7 +11,6 @@ the rules of docs/deployment-faults.md.
 import argparse
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
-from benchmarks.harness import environment
+from benchmarks.crowd import Started, processes, start
 from benchmarks.results import machine
 from benchmarks.tables import Sheet, significant, wide_console
+from fedmoe.lan.superlink import free_port
 
 CLIENTS, VICTIM, PATIENCE = 3, 2, 180.0
 _STEP = 0.02  # seconds
@@ -35,11 +35,9 @@ EXPERIMENT = ["+experiment=fedavg", "rounds=100000", "tracking.plots=false"]
 class Deployment:
     """Processes in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, folder / "run"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+    def __init__(self, folder: Path, started: Started) -> None:
+        self.folder, self.run, self.started = folder, folder / "run", started
+        self.port = free_port()
         waited = f"runtime.min_clients={CLIENTS}"
         self.server = self.start("server", *EXPERIMENT, waited, f"hydra.run.dir={self.run}")
         self.clients = [self.client(number) for number in range(CLIENTS)]
@@ -48,11 +46,7 @@ class Deployment:
         """A command of the package, at this deployment's port."""
         where = f"127.0.0.1:{self.port}"
         key = f"runtime.port={self.port}" if module == "server" else f"runtime.server={where}"
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", f"fedmoe.{module}", key, *words],
-                env=environment(), cwd=self.folder, stdout=log, stderr=log,
-            )  # fmt: skip
+        return start(self.started, self.folder, "all", [f"fedmoe.{module}", key, *words])
 
     def client(self, number: int) -> subprocess.Popen[bytes]:
         """One client, with its state in a folder of its own."""
@@ -73,7 +67,7 @@ class Deployment:
         deadline = time.monotonic() + PATIENCE
         while not holds():
             if time.monotonic() > deadline:
-                raise TimeoutError((self.folder / "log").read_text()[-2000:])
+                raise TimeoutError((self.folder / "all.log").read_text()[-2000:])
             time.sleep(_STEP)
 
     def is_whole(self) -> bool:
@@ -99,12 +93,12 @@ class Deployment:
             self.clients[VICTIM].send_signal(number)
             self.clients[VICTIM].wait()
             if again:
-                start()
+                again_there()
 
-        def start() -> None:
+        def again_there() -> None:
             self.clients[VICTIM] = self.client(VICTIM)
 
-        return self.longest_after(fault, (lambda: None) if again else start)
+        return self.longest_after(fault, (lambda: None) if again else again_there)
 
     def stopped(self) -> float:
         """A client's process is stopped, as by a machine that sleeps, and goes on."""
@@ -125,14 +119,6 @@ class Deployment:
         self.wait_for(lambda: log.read_text().count(" clients trained") > before)
         return time.monotonic() - began
 
-    def close(self) -> None:
-        """End all."""
-        for process in (self.server, *self.clients):
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-        for process in (self.server, *self.clients):
-            process.wait(PATIENCE)
-
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
@@ -140,14 +126,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each fault")
     repeats = parser.parse_args(words).repeats
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="fedmoe-benchmark-") as folder:
-        deployment = Deployment(Path(folder))
-        try:
-            for _ in range(repeats):
-                for name, seconds in measured(deployment).items():
-                    found.setdefault(name, []).append(seconds())
-        finally:
-            deployment.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmoe-benchmark-") as folder,
+        processes() as started,
+    ):
+        deployment = Deployment(Path(folder), started)
+        for _ in range(repeats):
+            for name, seconds in measured(deployment).items():
+                found.setdefault(name, []).append(seconds())
     console = wide_console()
     console.print(machine())
     console.print(as_sheet(found).as_rich())

@@ -81,7 +81,7 @@ class RoundLoop:
     on_round: Callable[[RoundRecord], None]
     routing: RoutingCheck | None = None
     waiting: Waiting | None = None
-    _asking: Riding = field(init=False)
+    _riding: Riding = field(init=False)
     _void_reason: str = field(init=False, default="nothing")
     _failures: FailureReports = field(init=False, default_factory=FailureReports)
 
@@ -95,7 +95,7 @@ class RoundLoop:
             guard=ReplyGuard(self.config.runtime, self.strategy, self.routing),
             waiting=self.waiting,
         )
-        self._asking = Riding(asking)
+        self._riding = Riding(asking)
 
     def run(self) -> str:
         """Run the remaining rounds.
@@ -106,7 +106,7 @@ class RoundLoop:
         Raises:
             RunError: no round was valid.
         """
-        self._asking.asking.check()
+        self._riding.asking.check()
         status = "completed"
         while self.standing.round < self.config.rounds:
             if reason := self.standing.reason_to_stop(self.config.stopping):
@@ -156,7 +156,7 @@ class RoundLoop:
         self.standing.finish_round(metrics, self.config.stopping.min_delta)
         if self.standing.reason_to_stop(self.config.stopping):
             # What has come of the next round was sent all the same.
-            self.standing.count_bytes(metrics, *self._asking.throw_away())
+            self.standing.count_bytes(metrics, *self._riding.throw_away())
         return self._record(metrics, trained, routing)
 
     def _record(
@@ -181,7 +181,7 @@ class RoundLoop:
 
     def _train(self, number: int) -> tuple[Phase, MetricRecord | None, bool]:
         """Train and aggregate; too few good replies, or an aggregation that fails, void it."""
-        phase = self._asking.run(number, evaluate=False)
+        phase = self._riding.run(number, evaluate=False)
         self._failures.report(number, "train", self._failed(phase))
         metrics, reason = self._aggregate(number, phase)
         if reason is None:
@@ -220,7 +220,7 @@ class RoundLoop:
 
     def _evaluate(self, number: int) -> Phase:
         """Let the clients evaluate, and the strategy see the results: scores are not its own."""
-        phase = self._asking.run(number, evaluate=True)
+        phase = self._riding.run(number, evaluate=True)
         self._failures.report(number, "evaluate", self._failed(phase))
         try:
             with section("aggregate"):

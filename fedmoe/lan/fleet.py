@@ -83,8 +83,8 @@ class Access:
         address: HOST:PORT.
         root_certificates: a file of the certificates that the server's must come from; `None`
             for a plain connection.
-        keys: what this node is known by; `None` makes a pair that lasts as long as the
-            connection, for servers that know no nodes.
+        keys: what this node is known by; `None` makes a pair that lasts until its farewell, for
+            servers that know no nodes.
     """
 
     address: str

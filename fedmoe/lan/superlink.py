@@ -1,6 +1,5 @@
 """Flower's SuperLink as a child of this process, driven by Flower's public commands."""
 
-import logging
 import re
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from fedmoe.lan.flower_commands import FlowerCommands
 from fedmoe.lan.processes import Family
 from fedmoe.schema import ExperimentConfig
 
-_LOG = logging.getLogger("fedmoe.lan.SuperLink")
 _READY_SECONDS = 60.0
 _STEP = 0.1
 _HOST = "127.0.0.1"  # it serves more than what clients may have: see fleet_proxy
@@ -121,7 +119,7 @@ class SuperLink:
         raise RunError(f"the SuperLink knows no run {self.run_id}")
 
     def _listens(self) -> bool:
-        """Ask for its health; any answer over the port will do, whatever its security."""
+        """Whether anything takes connections at its port, whatever their security."""
         try:
             with socket.create_connection((_HOST, self._port), timeout=1.0):
                 return True

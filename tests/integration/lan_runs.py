@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from fedmoe.config import load_config
 from fedmoe.keys import make_keys
 from fedmoe.lan.access import ClientKeys
 from fedmoe.lan.fleet import Access
+from fedmoe.lan.superlink import free_port
 from fedmoe.offline import QUIET
 from fedmoe.simulations import run_experiment
 
@@ -28,12 +28,6 @@ PATIENCE = 120.0  # seconds, on a busy machine
 STAYING = 3
 KEYS, MORE_KEYS = "keys", "more-keys"
 SMALL = ["data=digits", "training=sgd", "data.validation_fraction=0.1"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from fedmoe.clients.local import evaluate_clients
 from fedmoe.clients.requests import EvaluateRequest
 from fedmoe.clients.states import StackedStates
 from fedmoe.config import load_config, to_json
+from fedmoe.lan.superlink import free_port
 from fedmoe.messages.arrays import from_record, to_record
 from fedmoe.simulations import InProcessGrid, run_experiment
 from fedmoe.strategies import build_strategy
@@ -124,15 +124,12 @@ def strategy_of(experiment: Experiment) -> Strategy:
 
 
 def run_environment(home: Path) -> dict[str, str]:
-    with socket.socket() as probe:  # a port that no SuperLink of the user's is at
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     inherited = {key: v for key, v in os.environ.items() if not key.startswith("FED_MOE_")}
     return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),  # not one of the user's
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -17,7 +17,6 @@ from lan_runs import (
     STAYING,
     Stage,
     assert_alike,
-    free_port,
     in_process,
     wait_until,
     with_staying_clients,
@@ -26,6 +25,7 @@ from lan_runs import (
 from fedmoe.errors import ConfigError, DataError, RunError
 from fedmoe.lan.bundle import CONNECTION, write_connection
 from fedmoe.lan.node import Node
+from fedmoe.lan.superlink import free_port
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="needs /proc to see what is left behind"

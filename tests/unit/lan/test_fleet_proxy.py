@@ -18,6 +18,7 @@ from fedmoe.keys import make_keys
 from fedmoe.lan import UNKNOWN_KEY
 from fedmoe.lan.access import ServerKeys, client_keys
 from fedmoe.lan.fleet_proxy import FleetProxy, fleet_proxy, listener
+from fedmoe.lan.superlink import free_port
 from fedmoe.schema.client import SeatConfig
 
 PULL, ANNOUNCE, PART = (
@@ -200,9 +201,9 @@ def test_it_listens_with_the_servers_certificate(tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", clients=1)
     keys = ServerKeys.of(str(tmp_path / "keys"))
     (known,) = keys.known()
-    with listener("127.0.0.1", free()) as door:
+    with listener("127.0.0.1", free_port()) as door:
         port = door.getsockname()[1]
-        with fleet_proxy(door, f"127.0.0.1:{free()}", 100, keys):
+        with fleet_proxy(door, f"127.0.0.1:{free_port()}", 100, keys):
             trusting = ssl.create_default_context(cafile=str(keys.root_certificates))
             with httpx.Client(base_url=f"https://localhost:{port}", verify=trusting) as client:
                 own = {FLEET_HTTP_PUBLIC_KEY_HEADER: known.decode()}
@@ -214,12 +215,6 @@ def test_it_listens_with_the_servers_certificate(tmp_path: Path) -> None:
                 httpx.post(f"http://localhost:{port}{PULL}")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1.0)
-
-
-def free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
