@@ -20,6 +20,8 @@ from fedmoe.errors import ConfigError
 from fedmoe.keys import client_files
 from fedmoe.schema.client import SeatConfig
 
+KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
 _ROOT, _CERTIFICATE, _KEY = "ca.crt", "server.pem", "server.key"
 _PUBLIC = re.compile(r"client-(\d+)\.pub")
 _PRIVATE = re.compile(r"client-\d+")
@@ -82,7 +84,7 @@ class ClientKeys:
     root_certificates: Path
     private_key: Path
 
-    def pair(self) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
+    def pair(self) -> KeyPair:
         """The private and the public key.
 
         Raises:

@@ -8,19 +8,12 @@ the same protocol (Flower's Fleet API, protobuf over HTTP) from within the proce
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.config import get_fused_config_from_fab
@@ -61,6 +54,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedmoe.lan import UNKNOWN_KEY
+from fedmoe.lan.access import KeyPair
 from fedmoe.lan.heartbeat import GONE_AFTER, INTERVAL, Heartbeat
 from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.recall import Recall
@@ -71,8 +65,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked fo
 _NO_RUN = 403  # what a SuperLink answers about a run that is over
 _NO_SUPERLINK = 502  # what the proxy before it answers while there is none
 _LONG_ENOUGH = GONE_AFTER + 2.0  # seconds, for the server to see that a node is gone
-
-KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +116,7 @@ class FleetConnection:
         ensure_task_identity()
         self._recall = recall
         self._self_registered = access.keys is None
-        self._keys = access.keys or _own_keys(recall)
+        self._keys = access.keys or recall.keys() or generate_key_pairs()
         self._client = access.client(self._keys)
         self._node = Node()
         self._heartbeat = Heartbeat(self._beat)
@@ -150,7 +142,7 @@ class FleetConnection:
                 ActivateNodeRequest(public_key=public_key, heartbeat_interval=INTERVAL)
             )
         node = int(told.node_id)
-        self._recall.keep_node(node, _as_bytes(self._keys[0]) if self._self_registered else b"")
+        self._recall.keep_node(node, self._keys if self._self_registered else None)
         return node
 
     def _still_known(self) -> int | None:
@@ -273,19 +265,6 @@ class FleetConnection:
         except (httpx.HTTPError, RuntimeError):
             return False  # the main thread finds out by itself
         return True
-
-
-def _own_keys(recall: Recall) -> KeyPair:
-    """Those of the connection before, or new ones: a node is known by its key alone."""
-    with suppress(ValueError):
-        key = load_pem_private_key(recall.key(), None)
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            return key, key.public_key()
-    return generate_key_pairs()
-
-
-def _as_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _sign_of_life(node: Node) -> SendNodeHeartbeatRequest:

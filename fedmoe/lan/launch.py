@@ -38,7 +38,7 @@ from fedmoe.tracking import (
 
 _LOG = logging.getLogger("fedmoe.lan.Launch")
 _STEP = 0.1  # seconds between two looks at the run directory
-_ASK_EVERY = 10.0  # seconds between two questions to Flower, each of which starts a process
+_ASK_EVERY = 10.0  # seconds between two questions to Flower, which are for when a run died unseen
 _LAST_WORD_SECONDS = 60.0  # for the end of a run to be known
 _NODES_FILE = "nodes.json"
 _SERVER_APP = "flwr-serverapp"
@@ -62,7 +62,13 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         SystemExit: after SIGTERM, likewise.
     """
     config = _shared_out(config, typed)
-    warnings = _binding(config)
+    runtime = config.runtime
+    assert isinstance(runtime, LanConfig)
+    keys = _keys(runtime)
+    has_keys = keys is not None
+    warnings = check_binding(
+        runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
+    )
     directory = open_run_directory(config, run_dir)
     home = directory.path / ".flower"
     environment = {
@@ -82,7 +88,7 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         ):
             for warning in warnings:
                 _LOG.warning("%s", warning)
-            return _Launch(config, directory, family, asked).run(home, log)
+            return _Launch(config, directory, family, asked).run(home, log, keys)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -107,20 +113,17 @@ def _shared_out(config: ExperimentConfig, typed: Collection[str]) -> ExperimentC
     return config
 
 
-def _binding(config: ExperimentConfig) -> list[str]:
-    """What others can reach of the server.
+def _keys(runtime: LanConfig) -> ServerKeys | None:
+    """What the server and its clients are known by, where they have keys.
 
     Raises:
-        ConfigError: it would be open to strangers without being asked to, or keys are missing.
+        ConfigError: some are missing, or are none.
     """
-    runtime = config.runtime
-    assert isinstance(runtime, LanConfig)
-    has_keys = runtime.keys is not None
-    if has_keys:
-        ServerKeys.of(str(runtime.keys)).known()
-    return check_binding(
-        runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
-    )
+    if runtime.keys is None:
+        return None
+    keys = ServerKeys.of(runtime.keys)
+    keys.known()  # so that a file that holds no key is found out now
+    return keys
 
 
 def _federation(directory: RunDirectory) -> str:
@@ -143,10 +146,9 @@ class _Launch:
         self._metrics = Tail(directory.path / "metrics.jsonl")
         self._run_log = Tail(directory.path / "run.log")
 
-    def run(self, home: Path, log: Path) -> dict[str, Any]:
+    def run(self, home: Path, log: Path, keys: ServerKeys | None) -> dict[str, Any]:
         runtime = self._config.runtime
         assert isinstance(runtime, LanConfig)
-        keys = None if runtime.keys is None else ServerKeys.of(runtime.keys)
         with listener(runtime.host, runtime.port) as door:
             link = SuperLink(runtime.control_port, keys, self._family, home, log)
             (home / _NODES_FILE).write_text(json.dumps(link.start()))

@@ -11,6 +11,17 @@ import fcntl
 import os
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from fedmoe.lan.access import KeyPair
+from fedmoe.tracking.files import write_atomic
+
 
 class Recall:
     """Small files of one client. What cannot be written or read is as if it were not there."""
@@ -53,22 +64,26 @@ class Recall:
         except (OSError, ValueError):
             return None
 
-    def key(self) -> bytes:
-        """The private key that this node made for itself; nothing if it made none."""
-        try:
-            return self._node.read_bytes().partition(b"\n")[2]
-        except OSError:
-            return b""
+    def keys(self) -> KeyPair | None:
+        """Those that this node made for itself; `None` if it made none."""
+        with contextlib.suppress(OSError, ValueError):
+            key = load_pem_private_key(self._node.read_bytes().partition(b"\n")[2], None)
+            if isinstance(key, ec.EllipticCurvePrivateKey):
+                return key, key.public_key()
+        return None
 
-    def keep_node(self, node: int, key: bytes = b"") -> None:
+    def keep_node(self, node: int, keys: KeyPair | None = None) -> None:
         """This node is connected, and owes nothing.
 
         Args:
             node: Flower's id.
-            key: its private key, where it made one for itself: nobody else can go on as this node.
+            keys: where it made them for itself: nobody else can go on as this node.
         """
         self.paid()
-        _write(self._node, b"%d\n%s" % (node, key))
+        pem = b""
+        if keys is not None:
+            pem = keys[0].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _write(self._node, b"%d\n%s" % (node, pem))
 
     def forget(self) -> None:
         """The node is gone for good."""
@@ -107,15 +122,6 @@ class Recall:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that is whole even if this process is killed; a full disk ends no client."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A full disk ends no client; and a message need not outlive the machine."""
     with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb", opener=_own) as file:
-            file.write(content)
-        temporary.replace(path)
-
-
-def _own(path: str, flags: int) -> int:
-    """Open a file that is nobody else's to read."""
-    return os.open(path, flags, 0o600)
+        write_atomic(path, content, private=True, durable=False)

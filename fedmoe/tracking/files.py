@@ -67,18 +67,29 @@ def _encoded_column(values: Sequence[Any]) -> list[str]:
     return to_json(values)[1:-1].split(", ")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(
+    path: Path, content: bytes, *, private: bool = False, durable: bool = True
+) -> None:
     """Write a file such that a crash or Ctrl-C leaves the old one or the new one, whole.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        private: whether nobody but its owner may read it.
+        durable: whether it is to outlive the machine's loss of power too, for which the disk is
+            waited for.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    mode = 0o600 if private else 0o666  # less what the process's mask takes away
     try:
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

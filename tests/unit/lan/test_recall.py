@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from fedmoe.lan.recall import Recall
 
 
@@ -23,13 +25,19 @@ def test_the_next_process_knows_the_node_and_the_debt(tmp_path: Path) -> None:
 
 
 def test_a_key_that_a_node_has_made_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
-    Recall(tmp_path, 3).keep_node(7, b"-----BEGIN\nkey\n")
+    private = ec.generate_private_key(ec.SECP384R1())
+    Recall(tmp_path, 3).keep_node(7, (private, private.public_key()))
     recall = Recall(tmp_path, 3)
-    assert (recall.node(), recall.key()) == (7, b"-----BEGIN\nkey\n")
+    kept_keys = recall.keys()
+    assert recall.node() == 7 and kept_keys is not None
+    assert kept_keys[0].private_numbers() == private.private_numbers()
+    assert kept_keys[1].public_numbers() == private.public_key().public_numbers()
     (kept,) = tmp_path.iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
     recall.forget()
-    assert recall.key() == b""
+    assert recall.keys() is None
+    recall.keep_node(7)
+    assert recall.keys() is None  # its key is its owner's affair
 
 
 def test_nothing_that_can_be_read_is_nothing(tmp_path: Path) -> None:
