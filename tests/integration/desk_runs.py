@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Message
+from polled_grid import PolledGrid
 
 from fedmoe.config import to_json
 from fedmoe.lan.desk import Desk
 from fedmoe.lan.packing import pack, unpack
 from fedmoe.lan.roster import Roster
 from fedmoe.messages.seams import (
-    empty_run,
     ensure_task_identity,
     readdressed,
     set_message_id,
@@ -25,7 +23,7 @@ from fedmoe.serving import Server
 FIRST = 700  # Flower's node of client k is 700 + k
 
 
-class DeskGrid(Grid):
+class DeskGrid(PolledGrid):
     """Flower's side of a federation whose clients keep their state on disk.
 
     Attributes:
@@ -42,9 +40,6 @@ class DeskGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         return list(range(FIRST, FIRST + len(self.desks)))
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
         number = f"m{len(self.sent)}"
@@ -64,28 +59,6 @@ class DeskGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise AssertionError("this grid is to be polled")
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        return empty_run(1)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        raise NotImplementedError
 
 
 def serve(

@@ -12,12 +12,11 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from polled_grid import PolledGrid
 
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
-from fedmoe.messages.seams import empty_run, ensure_task_identity, set_message_id
+from fedmoe.messages.seams import ensure_task_identity, set_message_id
 
 FIRST = 100  # client k is node 100 + k
 Seconds = Callable[[int, int, bool], float | None]  # client, round, training; `None`: never
@@ -27,7 +26,7 @@ def examples(client: int) -> int:
     return 10 * (client + 1)
 
 
-class SlowGrid(Grid):
+class SlowGrid(PolledGrid):
     """Clients that add their number + 1 to each weight, one message after the other.
 
     Attributes:
@@ -59,9 +58,6 @@ class SlowGrid(Grid):
     def get_node_ids(self) -> list[int]:
         return list(range(FIRST, FIRST + self.clients))
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        return [self._push(message) for message in messages]
-
     def _push(self, message: Message) -> str:
         client = self.client_id(message.metadata.dst_node_id)
         training = message.metadata.message_type == MessageType.TRAIN
@@ -92,25 +88,3 @@ class SlowGrid(Grid):
         self.pulls += 1
         due = [key for key in message_ids if key in self._ready and self._ready[key][0] <= self.now]
         return [self._ready.pop(key)[1] for key in due]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise AssertionError("this grid is to be polled")
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        return empty_run(1)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        raise NotImplementedError
