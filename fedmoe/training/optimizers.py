@@ -8,6 +8,7 @@ be added, so that a written derivative adds it there and then.
 Letters: C clients (leading axis of every parameter and state tensor).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -93,8 +94,8 @@ class Adam:
         grads = gradient.tensors()
         beta_1, beta_2 = _ADAM_BETAS
         step_C = state["adam.step"].add_(1)
-        scale_C = lr_C / (1 - beta_1**step_C)
-        root_C = (1 - beta_2**step_C).sqrt()
+        scale_C = lr_C / _one_minus_power(beta_1, step_C)
+        root_C = _one_minus_power(beta_2, step_C).sqrt()
         for name, param in params.items():
             grad = grads[name]
             if self.weight_decay and name not in self.undecayed:
@@ -105,6 +106,11 @@ class Adam:
             spread = second.sqrt().div_(per_client(root_C, param)).add_(_ADAM_EPS)
             # A rate of zero makes the divisor infinite, and so the move zero.
             param.addcdiv_(first, spread.div_(per_client(scale_C, param)), value=-1)
+
+
+def _one_minus_power(beta: float, step_C: Tensor) -> Tensor:
+    """1 - beta^t; subtracted in single precision it would keep five digits for beta = 0.999."""
+    return torch.expm1(step_C * math.log(beta)).neg_()
 
 
 def make_optimizer(config: TrainingConfig, undecayed: frozenset[str] = frozenset()) -> Optimizer:

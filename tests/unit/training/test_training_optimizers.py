@@ -97,6 +97,21 @@ def test_each_client_moves_as_torch_moves_it(ours: Optimizer, theirs: Torch) -> 
                 torch.testing.assert_close(value[c], own, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10, 1000])
+def test_adams_corrections_are_exact_to_single_precision(steps: int) -> None:
+    """Subtracted in single precision, 1 - 0.999 would be wrong by 1e-5 of itself."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    params = {"weight": torch.zeros_like(one)}
+    plain = torch.zeros(1, dtype=torch.float64)
+    rule = torch.optim.Adam([plain], lr=1.0)
+    state = Adam(0.0).initial_state(params)
+    for _ in range(steps):
+        Adam(0.0).step(params, Found({"weight": one}), state, torch.ones(1))
+        plain.grad = one[0]
+        rule.step()
+    torch.testing.assert_close(params["weight"][0], plain, rtol=5e-7, atol=0.0)
+
+
 @every_rule
 def test_clients_that_have_finished_stay_and_the_others_do_not_notice(
     ours: Optimizer, theirs: Torch
