@@ -13,6 +13,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Tests start some hundred processes, each of which would compile all of its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo lan-demo test check setup benchmark benchmark-peers clean
 
