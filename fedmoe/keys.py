@@ -36,11 +36,12 @@ from fedmoe.certificates import (
     read_key,
 )
 from fedmoe.errors import ConfigError
+from fedmoe.tracking.files import write_atomic
 
 CA, CA_KEY, SERVER, SERVER_KEY = "ca.crt", "ca.key", "server.pem", "server.key"
 SERVER_DAYS = 825
 _MOST_CLIENTS = 10_000
-_SECRET, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
+_PUBLIC, _FOLDER = 0o644, 0o700
 
 
 def client_files(directory: Path, client: int) -> tuple[Path, Path]:
@@ -77,7 +78,7 @@ class KeyFolder:
                     f"{self.path}: others may look into it (mode {mode:o}); chmod 700 it, or name "
                     "a new folder"
                 ) from None
-        self.path.chmod(_FOLDER)  # whatever the umask has left of it
+        self.path.chmod(_FOLDER)  # not what the umask leaves of it
 
     def authority(self) -> Authority:
         """The CA, made if there is none.
@@ -90,8 +91,8 @@ class KeyFolder:
                 raise ConfigError(f"{self.path}: has {CA_KEY} and no {CA}; name a new folder")
             made = new_authority()
             assert made.key is not None
-            self._write(CA_KEY, key_pem(made.key), _SECRET)
-            self._write(CA, certificate_pem(made.certificate), _PUBLIC)
+            self._write(CA_KEY, key_pem(made.key), secret=True)
+            self._write(CA, certificate_pem(made.certificate), secret=False)
             return made
         certificate = read_certificate(self._read(CA), str(self.path / CA))
         if not self._has(CA_KEY):
@@ -115,8 +116,8 @@ class KeyFolder:
                 raise ConfigError(f"{self.path / SERVER}: {problem}; --force makes another")
             return
         certificate, key = new_server(authority, names, addresses, days)
-        self._write(SERVER_KEY, key_pem(key), _SECRET)
-        self._write(SERVER, certificate_pem(certificate), _PUBLIC)
+        self._write(SERVER_KEY, key_pem(key), secret=True)
+        self._write(SERVER, certificate_pem(certificate), secret=False)
 
     def _problem(self, authority: Authority, wanted: set[str]) -> str | None:
         """What is wrong with the server's certificate that is there, or `None`."""
@@ -143,8 +144,8 @@ class KeyFolder:
             key = read_key(self._read(private.name), str(private))
         else:
             key = new_key()
-            self._write(private.name, client_key(key), _SECRET)
-        self._write(public.name, _public(key, number), _PUBLIC)
+            self._write(private.name, client_key(key), secret=True)
+        self._write(public.name, _public(key, number), secret=False)
 
     def _has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)
@@ -152,17 +153,10 @@ class KeyFolder:
     def _read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-    def _write(self, name: str, data: bytes, mode: int) -> None:
-        """Write a file whole or not at all; nobody may read a secret even for a moment."""
-        part = self.path / f".{name}.part"
-        part.unlink(missing_ok=True)
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _SECRET)
-        with os.fdopen(file, "wb") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(self.path / name)
+    def _write(self, name: str, data: bytes, *, secret: bool) -> None:
+        write_atomic(self.path / name, data, private=secret)
+        if not secret:
+            (self.path / name).chmod(_PUBLIC)  # not what the umask leaves of it
         self.written.append(name)
 
 
