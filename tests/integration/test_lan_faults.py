@@ -33,7 +33,7 @@ from fedmoe.tracking import load_checkpoint
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc and prlimit"),
 ]
-FULL = 2  # one of those that stay, whose disk takes no more for a round
+STOPPED, FULL = 1, 2  # of those that stay: asleep for a round, and without room for one
 LIES, FORGES, REPLAYS, VANISHES, TERMINATED, KILLED, HANGS, NOBODY = range(3, 11)
 CLIENTS = NOBODY
 ROUNDS, DEADLINE, STRIKES = 5, 22, 3
@@ -94,10 +94,13 @@ class Play:
         return any((self.stage.folder / f"state{number}").glob(name))
 
     def kill_at_work(self) -> None:
-        """In round 2."""
+        """In round 2, of which one that is stopped before hears nothing."""
         hold = self.stage.folder / "hold"
         wait_until(lambda: self.gate.round == 1, "round 1")
         wait_until(lambda: all(self.has_state(number, 1) for number in self.held), "round 1")
+        stopped = Recall(self.stage.folder / f"state{STOPPED}", STOPPED)
+        wait_until(lambda: self.has_state(STOPPED, 1) and stopped.owed() is None, "its reply")
+        self.stage.started[STOPPED].send_signal(signal.SIGSTOP)
         hold.touch()
         self.gate.may_end = 1
         at_work = [self.stage.folder / f"held-{number}" for number in self.held]
@@ -116,6 +119,10 @@ class Play:
         self.gate.may_end = 2
         wait_until(lambda: "File too large" in self.stage.log(f"client{FULL}"), "round 3")
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+    def wake(self) -> None:
+        """In round 3, which ends later."""
+        self.stage.started[STOPPED].send_signal(signal.SIGCONT)
 
     def let_go(self) -> None:
         """In round 3: who hangs says so, too late; then all come to the end."""
@@ -142,6 +149,7 @@ def test_whatever_clients_do_the_others_go_on(
             play.kill_at_work()
             assert_another_certificate_is_refused(staying, tmp_path)
             play.fill_disk(staying.started[FULL].pid)
+            play.wake()
             play.let_go()
             assert server.wait(PATIENCE) == 0, staying.log("faults")
             with pytest.raises(ConfigError, match=r"client\.partition=40: this federation has 10"):
@@ -171,18 +179,18 @@ def assert_another_certificate_is_refused(stage: Stage, folder: Path) -> None:
     access = dataclasses.replace(
         stage.access(NOBODY), root_certificates=folder / "others" / "ca.crt"
     )
-    with pytest.raises(FedmoeError):
+    with pytest.raises(FedmoeError, match="its certificate is not to be trusted"):
         Node(access=access, client=0, root=folder, data=None, wait=0.1, stay=False).run()
 
 
 def assert_told(told: Told) -> None:
     """What `clients.jsonl` says of each."""
-    for number in (0, 1, REPLAYS):
+    for number in (0, REPLAYS):
         assert {told[round, number] for round in range(1, ROUNDS + 1)} == {("ok", None)}
-    for number in (FULL, TERMINATED, KILLED, HANGS):
+    for number in (STOPPED, FULL, TERMINATED, KILLED, HANGS):
         assert told[1, number] == told[ROUNDS, number] == ("ok", None), told
     assert told[1, VANISHES] == ("failed", "ZeroDivisionError: on purpose")
-    for number in (TERMINATED, VANISHES):
+    for number in (TERMINATED, VANISHES, STOPPED):
         assert "Node Unavailable" in str(told[2, number])
     assert told[2, KILLED] == ("failed", "started again, or cut off, before it had answered")
     assert told[2, HANGS] == ("failed", "no reply before the deadline")
