@@ -39,12 +39,12 @@ def processes() -> Iterator[Started]:
         yield started
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid in marked(started.mark):
+            for pid in living(started):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            wait(lambda: not marked(started.mark), GRACE)
+            wait(lambda: not living(started), GRACE)
         for process in started.processes:
-            process.wait()
+            process.wait(GRACE)
         signal.signal(signal.SIGTERM, before)
 
 
@@ -63,6 +63,15 @@ def start(
         )  # fmt: skip
     started.processes.append(process)
     return process
+
+
+def living(started: Started) -> dict[int, str]:
+    """The command lines of what was started, and of its children, that have not ended.
+
+    A process that has just been started bears no mark for a moment.
+    """
+    own = [process for process in started.processes if process.poll() is None]
+    return {one.pid: str(one.args) for one in own} | marked(started.mark)
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
-from benchmarks.crowd import GRACE, Started, marked, processes, start, wait
+from benchmarks.crowd import GRACE, Started, living, marked, processes, start, wait
 from benchmarks.memory import Memory, memory_of
 from benchmarks.results import machine
 from benchmarks.tables import Sheet, significant, wide_console
@@ -128,7 +128,7 @@ def run(link: str, options: argparse.Namespace) -> Federation:
                 ]  # fmt: skip
                 start(started, folder, f"client{number}", client)
             follow(found, started, folder / "run" / "profile.jsonl", options.rounds)
-            found.left = list(marked(started.mark).values())
+            found.left = list(living(started).values())
         if any(found.codes):
             sys.stderr.write((folder / "server.log").read_text(errors="replace")[-2000:])
         else:

@@ -93,6 +93,15 @@ def test_none_stays_not_even_who_ignores_being_asked(
     assert started.processes[0].returncode == -9
 
 
+def test_none_stays_that_bears_no_mark_as_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "marked", lambda mark: {})
+    with processes() as started:
+        start(started, tmp_path, "log", ["http.server", "0", "--bind", "127.0.0.1"])
+    assert started.processes[0].returncode == -signal.SIGTERM
+
+
 def test_others_processes_are_not_marked() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert other.pid not in marked(Started().mark)
