@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from fedmoe.configuration.client_words import client_config
 from fedmoe.errors import FedmoeError, RunError
+from fedmoe.heap import quick_start
 from fedmoe.offline import be_quiet
 from fedmoe.schema.client import ClientProcessConfig
 
@@ -71,9 +72,10 @@ def _take_part(config: ClientProcessConfig) -> None:
 
         run_supernode(config, root)
         return
-    from fedmoe.lan.access import client_keys
-    from fedmoe.lan.fleet import Access
-    from fedmoe.lan.node import Node, own_table
+    with quick_start():
+        from fedmoe.lan.access import client_keys
+        from fedmoe.lan.fleet import Access
+        from fedmoe.lan.node import Node, own_table
 
     address, keys = config.runtime.server, client_keys(seat)
     access = Access(address=address)
