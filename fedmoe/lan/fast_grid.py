@@ -7,7 +7,8 @@ is relied on here.
 """
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from flwr.app import Message, RecordDict
@@ -18,6 +19,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
 )
@@ -31,6 +33,7 @@ from fedmoe.passing_grid import PassingGrid
 
 _LOG = logging.getLogger("fedmoe.lan.FastGrid")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2  # seconds until an object is asked for again
+_ON_ITS_WAY = 0.1  # seconds without an object until its sender is looked for
 
 
 class FastGrid(PassingGrid):
@@ -60,7 +63,10 @@ class FastGrid(PassingGrid):
         run_id, replies = self._http.run.run_id, []
         for told, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
             number = told.metadata.message_id
-            pull = make_pull_object_fn_protobuf(client.PullObject, self._http.node, run_id)
+            pull = self._while_there(
+                make_pull_object_fn_protobuf(client.PullObject, self._http.node, run_id),
+                told.metadata.src_node_id,
+            )
             ids = [part.object_id for part in iterate_object_tree(tree)]
             try:
                 contents = pull_objects(
@@ -79,6 +85,21 @@ class FastGrid(PassingGrid):
             set_message_id(message, number)
             replies.append(_unpacked(message))
         return replies
+
+    def _while_there(self, pull: Callable[[str], bytes], node: int) -> Callable[[str], bytes]:
+        """A pull that does not wait for the rest of a reply whose sender has gone."""
+        began = time.monotonic()
+
+        def pulled(object_id: str) -> bytes:
+            try:
+                return pull(object_id)
+            except ObjectUnavailableError:
+                late = time.monotonic() - began > _ON_ITS_WAY
+                if late and node not in self._grid.get_node_ids():
+                    raise ObjectPullError(object_id, f"node {node} has gone") from None
+                raise
+
+        return pulled
 
     @override
     def send_and_receive(

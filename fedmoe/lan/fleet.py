@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import httpx
 from flwr.app import Message
@@ -132,6 +132,8 @@ class FleetConnection:
 
     def _activated(self) -> int:
         """Flower's id for this node."""
+        if self._recall.is_unsure():
+            self._give_up()
         public_key = public_key_to_bytes(self._keys[1])
         with _translated():
             if (before := self._still_known()) is not None:
@@ -150,35 +152,49 @@ class FleetConnection:
         node = self._recall.node()
         if node is None:
             return None
-        if self._recall.is_unsure():
-            self._recall.forget()
-            if not self._self_registered:
-                self._stay_away()
-            return None
         try:
             told = self._client.SendNodeHeartbeat(_sign_of_life(Node(node_id=node)))
         except httpx.HTTPStatusError:  # another server, or a new life of this one
             return None
         return node if told.success else None
 
+    def _give_up(self) -> NoReturn:
+        """Say farewell for the connection before, which may have lost a message on its way.
+
+        The server need not wait for a reply then. It is told now and not when the connection was
+        lost, since nobody was there to hear it, and sees it before this client tries again.
+        """
+        if (node := self._recall.node()) is not None:
+            with _translated():
+                try:
+                    self._say_farewell(node)
+                except httpx.HTTPStatusError as error:  # another server, or it knows already
+                    if error.response.status_code == _NO_SUPERLINK:
+                        raise
+        self._recall.forget()
+        raise LostError("a message may have been lost, and so its node was given up")
+
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Say farewell, unless this connection is to be taken up again."""
         self._heartbeat.stop()
         node, lost = self._node.node_id, kind is not None and issubclass(kind, LostError)
+        noted = self._recall.node() == node
         try:
-            if lost and self._recall.node() == node and not self._recall.is_unsure():
-                return
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
-            if self._self_registered:
-                self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
-            self._recall.forget()
+            if not (lost and noted) or self._recall.is_unsure():
+                self._say_farewell(node)
+                self._recall.forget()
         except (httpx.HTTPError, RuntimeError):
-            if lost:
+            if lost and not noted:
                 self._recall.forget()
                 if not self._self_registered:
                     self._stay_away()
         finally:
             self._client.close()
+
+    def _say_farewell(self, node: int) -> None:
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+        if self._self_registered:
+            self._client.UnregisterNode(UnregisterNodeFleetRequest(node_id=node))
 
     def receive(self) -> Message | None:
         """The next message with its content, or `None` if there is none."""
@@ -213,7 +229,10 @@ class FleetConnection:
             raise
 
     def _stay_away(self) -> None:
-        """Let the server miss this node: alive again too soon, it would be waited for on and on."""
+        """Let the server miss this node: alive again too soon, it would be waited for on and on.
+
+        For when the disk has no room for a note on which node it was.
+        """
         _LOG.info("staying away for %g s: a message may have been lost", _LONG_ENOUGH)
         time.sleep(_LONG_ENOUGH)
 
@@ -227,6 +246,7 @@ class FleetConnection:
         with _translated(), no_object_id_recompute():
             set_message_id(reply, reply.object_id)
             objects, run_id = get_all_nested_objects(reply), reply.metadata.run_id
+            self._recall.reply()
             told = self._client.PushMessages(
                 PushMessagesRequest(
                     node=self._node,

@@ -38,6 +38,7 @@ class Recall:
         self._asked = root / f"{name}.asked"
         self._lock_path = root / f"{name}.lock"
         self._lock: int | None = None  # a file's descriptor
+        self._asking = self._replying = False
 
     def claim(self) -> bool:
         """Whether no other process works as this client; none can before `release`, or its end."""
@@ -93,17 +94,28 @@ class Recall:
 
     def ask(self) -> None:
         """A message is asked for: until `heard`, nobody knows whether one has been handed out."""
+        self._asking = True  # also where the disk is full
         with contextlib.suppress(OSError):
             self._asked.touch(0o600)
 
     def heard(self) -> None:
         """There was none, or it is owed a reply."""
+        self._asking = False
         with contextlib.suppress(OSError):
             self._asked.unlink(missing_ok=True)
 
+    def reply(self) -> None:
+        """A reply is under way: who is killed until it is `paid` may have sent a part of it."""
+        self._replying = True
+        with contextlib.suppress(OSError):
+            self._asked.touch(0o600)
+
     def is_unsure(self) -> bool:
-        """Whether a message may have been lost between server and client, which is waited for."""
-        return self._asked.exists()
+        """Whether the server may wait for what will not come: a reply, or the rest of one.
+
+        A process that knows what it was about to send can send it again.
+        """
+        return self._asking or (self._asked.exists() and not self._replying)
 
     def owe(self, message: bytes) -> None:
         """A message has come, which is to be replied to."""
@@ -112,6 +124,9 @@ class Recall:
     def paid(self) -> None:
         """It has been, or nobody waits for it any more; this needs no room on the disk."""
         self._owed.unlink(missing_ok=True)
+        if self._replying:
+            self._replying = False
+            self._asked.unlink(missing_ok=True)
 
     def owed(self) -> bytes | None:
         """The message without a reply, if there is one."""

@@ -180,6 +180,26 @@ def test_refusals_are_told_apart(
     assert caught.type is raised
 
 
+def test_a_process_that_was_killed_while_it_replied_is_not_taken_up(
+    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server has a part of the reply; the process itself could have sent it again."""
+    link.hold(Message(content(), 77, MessageType.TRAIN))
+    recall = Recall(tmp_path, 0)
+    with FleetConnection(ACCESS, recall) as connection:
+        message = connection.receive()
+        assert message is not None
+        reply = Message(content(), reply_to=message)
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet, "push_objects", lambda *args, **kwargs: 1 / 0)
+            with pytest.raises(LostError, match="ZeroDivisionError"):
+                connection.send(reply, 0.0)
+        assert recall.owed() and not recall.is_unsure()
+        assert Recall(tmp_path, 0).is_unsure()
+        connection.send(reply, 0.0)
+        assert not recall.owed() and not Recall(tmp_path, 0).is_unsure()
+
+
 def test_what_will_not_change_by_itself_is_told_apart(link: Link, tmp_path: Path) -> None:
     response = httpx.Response(401, request=httpx.Request("POST", "http://here"), text=UNKNOWN_KEY)
     link.error = httpx.HTTPStatusError("no", request=response.request, response=response)
@@ -260,6 +280,21 @@ def test_the_grid_fetches_at_once_and_packs(
     assert not list(quick.send_and_receive([asked], timeout=0.1))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_grid_waits_for_the_rest_of_a_reply_while_its_sender_is_there(
+    monkeypatch: pytest.MonkeyPatch, link: Link, there: bool
+) -> None:
+    grid = HttpGrid("here:1", insecure=True, token="t")
+    grid.set_run(empty_run(1))
+    monkeypatch.setattr(HttpGrid, "_runtime_client", property(lambda self: link))
+    monkeypatch.setattr(HttpGrid, "get_node_ids", lambda self: [5, 77] if there else [5])
+    monkeypatch.setattr(fast_grid, "_ON_ITS_WAY", -1.0)
+    asked = Message(content(), 77, MessageType.TRAIN)
+    set_message_id(asked, "m")
+    link.hold(Message(content(), reply_to=asked))
+    assert len(list(fast(grid).pull_messages(["m"]))) == there
+
+
 def test_flower_still_has_the_signatures() -> None:
     for name in (
         "RegisterNode", "ActivateNode", "DeactivateNode", "UnregisterNode", "SendNodeHeartbeat",
@@ -279,6 +314,7 @@ def test_flower_still_has_the_signatures() -> None:
         client.PullMessages(PullMessagesResponse())
 
 
+@pytest.mark.parametrize("own_key", [False, True])
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
@@ -287,27 +323,57 @@ def test_flower_still_has_the_signatures() -> None:
         (httpx.ConnectError("no"), False),
     ],
 )
-def test_a_node_that_a_message_may_have_been_lost_on_its_way_to_is_not_taken_up_again(
-    link: Link, tmp_path: Path, error: Exception, lost: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_node_that_a_message_may_have_been_lost_on_its_way_to_is_given_up_first(
+    link: Link, tmp_path: Path, error: Exception, lost: bool, own_key: bool
 ) -> None:
-    recall, slept = Recall(tmp_path, 0), list[float]()
-    monkeypatch.setattr(time, "sleep", slept.append)
-    with pytest.raises(LostError), FleetConnection(ACCESS, recall) as connection:
+    """Told at once that it is gone, the server does not wait for a reply that will not come."""
+    recall = Recall(tmp_path, 0)
+    access = Access(address="here:1", keys=generate_key_pairs() if own_key else None)
+    with pytest.raises(LostError), FleetConnection(access, recall) as connection:
         link.error = error
         connection.receive()
-    assert recall.node() == (None if lost else 77)
-    assert ("DeactivateNode" in link.calls) == lost
-    assert not slept  # the next connection is another node
+    assert recall.node() == 77 and recall.is_unsure() == lost
+    link.error, link.calls = httpx.ConnectError("no"), []
+    with pytest.raises(LostError, match="no"), FleetConnection(access, recall):
+        raise AssertionError("there is no server")
+    assert recall.node() == 77 and recall.is_unsure() == lost
     link.error, link.calls = None, []
-    with FleetConnection(ACCESS, recall):
+    if lost:
+        with pytest.raises(LostError, match="given up"), FleetConnection(access, recall):
+            raise AssertionError("it pauses, so that the server sees that the node is gone")
+        assert link.calls == ["DeactivateNode", *["UnregisterNode"] * (not own_key), "close"]
+        assert recall.node() is None and not recall.is_unsure()
+    with FleetConnection(access, recall):
         assert ("ActivateNode" in link.calls) == lost
 
 
-def test_a_node_with_a_key_stays_away_until_it_is_missed(
+def test_another_server_knows_nothing_of_a_node_that_is_given_up(
+    link: Link, tmp_path: Path
+) -> None:
+    def refused(status: int) -> httpx.HTTPStatusError:
+        response = httpx.Response(status, text="{}", request=httpx.Request("POST", "http://here"))
+        return httpx.HTTPStatusError("no", request=response.request, response=response)
+
+    recall = Recall(tmp_path, 0)
+    recall.keep_node(5)
+    recall.ask()
+    link.error = refused(502)  # the proxy has no SuperLink as yet
+    with pytest.raises(LostError, match="no"), FleetConnection(ACCESS, recall):
+        raise AssertionError("there is no server")
+    assert recall.node() == 5 and recall.is_unsure()
+    link.error = refused(400)
+    with pytest.raises(LostError, match="given up"), FleetConnection(ACCESS, recall):
+        raise AssertionError("it pauses")
+    assert recall.node() is None and not recall.is_unsure()
+
+
+def test_a_node_with_a_key_that_could_not_be_noted_stays_away_until_it_is_missed(
     link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It would be taken for alive, and its message be waited for."""
     slept = list[float]()
     monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(Recall, "node", lambda self: None)
     access = Access(address="here:1", keys=generate_key_pairs())
     with pytest.raises(LostError), FleetConnection(access, Recall(tmp_path, 0)) as connection:
         link.error = httpx.ReadTimeout("30 s")
@@ -345,18 +411,19 @@ def test_a_node_without_a_key_of_its_own_goes_on_with_the_one_that_it_made(
 
 @pytest.mark.parametrize("own_key", [False, True])
 def test_a_process_that_was_killed_while_it_asked_is_not_taken_up(
-    link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_key: bool
+    link: Link, tmp_path: Path, own_key: bool
 ) -> None:
-    """Whether it had got a message nobody knows; so the server is let find out that it is gone."""
-    slept, recall = list[float](), Recall(tmp_path, 0)
-    monkeypatch.setattr(time, "sleep", slept.append)
+    """Whether it had got a message nobody knows; so the server is told that it is gone."""
+    recall = Recall(tmp_path, 0)
     access = Access(address="here:1", keys=generate_key_pairs() if own_key else None)
     recall.keep_node(5)
     recall.ask()
-    with FleetConnection(access, Recall(tmp_path, 0)) as connection:
+    with pytest.raises(LostError), FleetConnection(access, Recall(tmp_path, 0)):
+        raise AssertionError("it pauses")
+    assert link.calls[0] == "DeactivateNode" and "ActivateNode" not in link.calls
+    with FleetConnection(access, recall := Recall(tmp_path, 0)) as connection:
         assert "ActivateNode" in link.calls and not recall.is_unsure()
         link.hold(Message(content(), 77, MessageType.TRAIN))
         assert connection.receive() is not None
         assert recall.owed() and not recall.is_unsure()
         assert connection.receive() is None and not recall.is_unsure()
-    assert [seconds > heartbeat.GONE_AFTER for seconds in slept] == [True] * own_key
