@@ -27,7 +27,6 @@ from fedmoe.messages.riding import evaluation_in, joined
 from fedmoe.models import Parameters
 
 _LOG = logging.getLogger("fedmoe.clients.answering")
-_CLIENT_FAILED = 2  # Flower's code for a client app that raised
 
 
 def answer(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -182,4 +181,4 @@ def _gathered(records: Sequence[ArrayRecord], source: Ints) -> Parameters:
 
 def _failure(error: Exception) -> Error:
     _LOG.debug("client failed", exc_info=error)
-    return Error(_CLIENT_FAILED, f"{type(error).__name__}: {error}")
+    return Error(words.CLIENT_FAILED, f"{type(error).__name__}: {error}")

@@ -26,7 +26,6 @@ from fedmoe.messages.sizes import content_bytes
 from fedmoe.training.process import prepare_process
 
 _LOG = logging.getLogger("fedmoe.lan.Desk")
-_CLIENT_FAILED = 2  # Flower's code for a client app that raised
 _LONGEST_REASON = 300  # characters
 
 
@@ -172,7 +171,15 @@ def refusal(message: Message, error: Exception) -> Message:
     """An error reply that says why, in one line."""
     reason = " ".join(str(error).split())[:_LONGEST_REASON]
     kind = "" if isinstance(error, FedmoeError) else f"{type(error).__name__}: "
-    return Message(Error(_CLIENT_FAILED, f"{kind}{reason}"), reply_to=message)
+    return Message(Error(words.CLIENT_FAILED, f"{kind}{reason}"), reply_to=message)
+
+
+def cut_off(message: Message) -> Message:
+    """The reply of a process that takes the place of the one that was asked."""
+    reason = "started again, or cut off, before it had answered"
+    asked_who = message.metadata.message_type == MessageType.QUERY  # and is to be asked again
+    code = words.STRANGER if asked_who else words.CLIENT_FAILED
+    return Message(Error(code, reason), reply_to=message)
 
 
 def farewell(message: Message) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Self, cast
+from typing import Any, Self, cast
 
 import httpx
 from flwr.app import Message
@@ -132,10 +132,10 @@ class FleetConnection:
 
     def _activated(self) -> int:
         """Flower's id for this node."""
-        if self._recall.is_unsure():
-            self._give_up()
         public_key = public_key_to_bytes(self._keys[1])
         with _translated():
+            if self._recall.is_unsure():
+                self._give_up()
             if (before := self._still_known()) is not None:
                 return before
             if self._self_registered:
@@ -158,21 +158,19 @@ class FleetConnection:
             return None
         return node if told.success else None
 
-    def _give_up(self) -> NoReturn:
-        """Say farewell for the connection before, which may have lost a message on its way.
+    def _give_up(self) -> None:
+        """Say farewell for the connection before, if what it got or sent may have been cut off.
 
-        The server need not wait for a reply then. It is told now and not when the connection was
-        lost, since nobody was there to hear it, and sees it before this client tries again.
+        The server need not wait for that then. It is told now and not when the connection was
+        lost, since nobody was there to hear it, and sees it before this client tries again; a
+        server that does not know the node waits for nothing.
         """
-        if (node := self._recall.node()) is not None:
-            with _translated():
-                try:
-                    self._say_farewell(node)
-                except httpx.HTTPStatusError as error:  # another server, or it knows already
-                    if error.response.status_code == _NO_SUPERLINK:
-                        raise
+        node = self._still_known()
+        if node is not None:
+            self._say_farewell(node)
         self._recall.forget()
-        raise LostError("a message may have been lost, and so its node was given up")
+        if node is not None:
+            raise LostError("a message may have been lost, and so its node was given up")
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Say farewell, unless this connection is to be taken up again."""
@@ -310,5 +308,7 @@ def _translated() -> Iterator[None]:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise StrangersError(f"its certificate is not to be trusted: {error}") from error
         raise LostError(f"{type(error).__name__}: {error}") from error
+    except LostError:
+        raise
     except Exception as error:  # whatever the network brings, this client goes on
         raise LostError(f"{type(error).__name__}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from fedmoe.errors import ConfigError, DataError, FedmoeError, RunError
-from fedmoe.lan.desk import Desk, farewell, own_number, refusal
+from fedmoe.lan.desk import Desk, cut_off, farewell, own_number, refusal
 from fedmoe.lan.fleet import Access, FleetConnection
 from fedmoe.lan.lost import LostError, RejectedError, RunOverError, StrangersError
 from fedmoe.lan.pauses import Pauses
@@ -97,7 +97,7 @@ class Node:
         reply = self._unsent.get(message.metadata.message_id)
         if reply is None:
             connection.waive()  # it is tried once
-            reply = refusal(message, RunError("started again, or cut off, before it had answered"))
+            reply = cut_off(message)
         try:
             self._send(connection, message, reply, 0.0)
         except RunOverError as error:

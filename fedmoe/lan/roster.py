@@ -189,6 +189,9 @@ class Roster(OrderedGrid):
     def _hear(self, node: int, reply: Message) -> None:
         """Take a node in, or note why not."""
         self._offered.pop(node, None)
+        if reply.has_error() and reply.error.code != words.CLIENT_FAILED:
+            self._known.discard(node)  # it was killed, or cut off, before it had answered
+            return
         if not reply.has_content():
             _refuse(node, reply.error.reason or "it cannot say which client it is")
             return

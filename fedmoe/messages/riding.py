@@ -12,7 +12,6 @@ from fedmoe.messages.seams import unchecked_records, with_content, with_error
 
 READ = (words.ARRAYS, words.EXPERTS)  # what clients read of an evaluation besides its settings
 _PREFIX = "evaluation/"  # of the keys of its records in the reply
-_CLIENT_FAILED = 2  # Flower's code for a client app that raised
 
 
 def evaluation_in(content: RecordDict) -> RecordDict | None:
@@ -51,7 +50,7 @@ def parted(reply: Message) -> tuple[Message, Message]:
     first, second = (
         with_content(reply, content)
         if (reason := _failure(reply, kind)) is None
-        else with_error(reply, Error(_CLIENT_FAILED, reason))
+        else with_error(reply, Error(words.CLIENT_FAILED, reason))
         for kind, content in both
     )
     return first, second

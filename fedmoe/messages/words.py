@@ -37,6 +37,7 @@ PARTITION_ID = "partition-id"
 STATE_ROUND = "state-round"  # of the private state that a client has; 0 for none
 FAREWELL = "farewell"  # in a query: the run is over
 OFFERED = "offered"  # in a query: a number for a client that has none
+CLIENT_FAILED = 2  # Flower's code of an error: the client app raised
 STRANGER = 1001  # code of an error: this process has not been asked which client it is
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"

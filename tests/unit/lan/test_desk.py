@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedmoe.config import load_config, to_json
 from fedmoe.errors import ConfigError, DataError, RunError
-from fedmoe.lan.desk import Desk, farewell, own_number
+from fedmoe.lan.desk import Desk, cut_off, farewell, own_number
 from fedmoe.lan.packing import is_packed, pack, unpack
 from fedmoe.messages import words
 from fedmoe.messages.arrays import to_record
@@ -195,3 +195,9 @@ def test_who_cannot_take_part_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(f"a,y\n{rows}")
     desk = Desk(sites, 1, 1, tmp_path, tmp_path / "mine.csv")
     assert desk.experiment.data.num_samples == 20
+
+
+def test_who_was_asked_who_it_is_is_to_be_asked_again() -> None:
+    question = Message(RecordDict(), 5, MessageType.QUERY)
+    assert cut_off(question).error.code == words.STRANGER
+    assert cut_off(Message(RecordDict(), 5, MessageType.TRAIN)).error.code == words.CLIENT_FAILED

@@ -341,30 +341,25 @@ def test_a_node_that_a_message_may_have_been_lost_on_its_way_to_is_given_up_firs
     if lost:
         with pytest.raises(LostError, match="given up"), FleetConnection(access, recall):
             raise AssertionError("it pauses, so that the server sees that the node is gone")
-        assert link.calls == ["DeactivateNode", *["UnregisterNode"] * (not own_key), "close"]
+        farewell = ["DeactivateNode", *["UnregisterNode"] * (not own_key)]
+        assert link.calls == ["SendNodeHeartbeat", *farewell, "close"]
         assert recall.node() is None and not recall.is_unsure()
     with FleetConnection(access, recall):
         assert ("ActivateNode" in link.calls) == lost
 
 
-def test_another_server_knows_nothing_of_a_node_that_is_given_up(
-    link: Link, tmp_path: Path
+@pytest.mark.parametrize("known", [False, None])
+def test_another_server_does_not_wait_for_a_node_that_it_does_not_know(
+    link: Link, tmp_path: Path, known: bool | None
 ) -> None:
-    def refused(status: int) -> httpx.HTTPStatusError:
-        response = httpx.Response(status, text="{}", request=httpx.Request("POST", "http://here"))
-        return httpx.HTTPStatusError("no", request=response.request, response=response)
-
     recall = Recall(tmp_path, 0)
     recall.keep_node(5)
     recall.ask()
-    link.error = refused(502)  # the proxy has no SuperLink as yet
-    with pytest.raises(LostError, match="no"), FleetConnection(ACCESS, recall):
-        raise AssertionError("there is no server")
-    assert recall.node() == 5 and recall.is_unsure()
-    link.error = refused(400)
-    with pytest.raises(LostError, match="given up"), FleetConnection(ACCESS, recall):
-        raise AssertionError("it pauses")
-    assert recall.node() is None and not recall.is_unsure()
+    link.known = known
+    with FleetConnection(ACCESS, recall):
+        assert link.calls[-2:] == ["RegisterNode", "ActivateNode"]
+        assert "DeactivateNode" not in link.calls
+        assert recall.node() == 77 and not recall.is_unsure()
 
 
 def test_a_node_with_a_key_that_could_not_be_noted_stays_away_until_it_is_missed(
@@ -420,7 +415,7 @@ def test_a_process_that_was_killed_while_it_asked_is_not_taken_up(
     recall.ask()
     with pytest.raises(LostError), FleetConnection(access, Recall(tmp_path, 0)):
         raise AssertionError("it pauses")
-    assert link.calls[0] == "DeactivateNode" and "ActivateNode" not in link.calls
+    assert "DeactivateNode" in link.calls and "ActivateNode" not in link.calls
     with FleetConnection(access, recall := Recall(tmp_path, 0)) as connection:
         assert "ActivateNode" in link.calls and not recall.is_unsure()
         link.hold(Message(content(), 77, MessageType.TRAIN))

@@ -114,6 +114,7 @@ def test_a_process_that_takes_anothers_place_says_that_there_is_no_reply(
     take_part(tmp_path)
     (reply,) = server.sent
     assert reply.error.reason == "started again, or cut off, before it had answered"
+    assert reply.error.code == words.CLIENT_FAILED  # a round is lost, and no more
 
 
 @pytest.mark.parametrize("error", [LostError("cut"), RunOverError("over"), RejectedError("no")])

@@ -102,6 +102,17 @@ def test_what_comes_from_another_node_than_was_asked_keeps_its_sender() -> None:
     assert reply.metadata.reply_to_message_id == own and reply.metadata.src_node_id == 80
 
 
+@pytest.mark.parametrize("code", [words.STRANGER, 3, 5])  # its own process's, and two of Flower's
+def test_who_was_cut_off_before_it_could_say_who_it_is_is_asked_again(code: int) -> None:
+    grid = FlowerGrid(n70=client(1), n80=client(0))
+    grid.errors[70] = Error(code, "cut off")
+    made = Roster(grid)
+    made.wait_for(1, 5.0, 2)
+    assert list(made.get_node_ids()) == [2]
+    grid.errors.clear()
+    assert list(made.get_node_ids()) == [2, 3]
+
+
 def test_those_who_are_nobody_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     odd = MetricRecord({words.PARTITION_ID: 0.5})
     grid = FlowerGrid(n1=client(0), n2=client(3), n3="no column 'dose'", n4=odd, n5=client(-1))
