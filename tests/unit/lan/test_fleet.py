@@ -254,12 +254,17 @@ def test_a_server_that_does_not_know_the_node_gets_another(
         assert (recall.node(), connection.owed(), recall.owed()) == (77, None, None)
 
 
-def test_the_grid_fetches_at_once_and_packs(
-    monkeypatch: pytest.MonkeyPatch, link: Link, pauses: list[tuple[float, float]]
-) -> None:
+def grid_of(monkeypatch: pytest.MonkeyPatch, link: Link) -> HttpGrid:
     grid = HttpGrid("here:1", insecure=True, token="t")
     grid.set_run(empty_run(1))
     monkeypatch.setattr(HttpGrid, "_runtime_client", property(lambda self: link))
+    return grid
+
+
+def test_the_grid_fetches_at_once_and_packs(
+    monkeypatch: pytest.MonkeyPatch, link: Link, pauses: list[tuple[float, float]]
+) -> None:
+    grid = grid_of(monkeypatch, link)
     pushed: list[Message] = []
 
     def push(_: HttpGrid, messages: list[Message]) -> list[str]:
@@ -284,9 +289,7 @@ def test_the_grid_fetches_at_once_and_packs(
 def test_the_grid_waits_for_the_rest_of_a_reply_while_its_sender_is_there(
     monkeypatch: pytest.MonkeyPatch, link: Link, there: bool
 ) -> None:
-    grid = HttpGrid("here:1", insecure=True, token="t")
-    grid.set_run(empty_run(1))
-    monkeypatch.setattr(HttpGrid, "_runtime_client", property(lambda self: link))
+    grid = grid_of(monkeypatch, link)
     monkeypatch.setattr(HttpGrid, "get_node_ids", lambda self: [5, 77] if there else [5])
     monkeypatch.setattr(fast_grid, "_ON_ITS_WAY", -1.0)
     asked = Message(content(), 77, MessageType.TRAIN)
