@@ -95,20 +95,25 @@ class Recall:
     def ask(self) -> None:
         """A message is asked for: until `heard`, nobody knows whether one has been handed out."""
         self._asking = True  # also where the disk is full
-        with contextlib.suppress(OSError):
-            self._asked.touch(0o600)
+        self._mark()
 
     def heard(self) -> None:
         """There was none, or it is owed a reply."""
         self._asking = False
-        with contextlib.suppress(OSError):
-            self._asked.unlink(missing_ok=True)
+        self._unmark()
 
     def reply(self) -> None:
         """A reply is under way: who is killed until it is `paid` may have sent a part of it."""
         self._replying = True
+        self._mark()
+
+    def _mark(self) -> None:
         with contextlib.suppress(OSError):
             self._asked.touch(0o600)
+
+    def _unmark(self) -> None:
+        with contextlib.suppress(OSError):
+            self._asked.unlink(missing_ok=True)
 
     def is_unsure(self) -> bool:
         """Whether the server may wait for what will not come: a reply, or the rest of one.
@@ -126,7 +131,7 @@ class Recall:
         self._owed.unlink(missing_ok=True)
         if self._replying:
             self._replying = False
-            self._asked.unlink(missing_ok=True)
+            self._unmark()
 
     def owed(self) -> bytes | None:
         """The message without a reply, if there is one."""
