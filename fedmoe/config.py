@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -75,17 +75,14 @@ def from_hydra(config: DictConfig, words: Sequence[Word] = ()) -> ExperimentConf
     Raises:
         ConfigError: a value is missing, cannot be resolved, or is not allowed.
     """
-    own = config.copy()
-    with open_dict(own):
-        own.pop("hydra", None)
     try:
-        table = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        table = {str(key): _resolved(config, key) for key in config if key != "hydra"}
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: no value given; type {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{_shown(str(error.full_key), words)}: {reason}") from error
-    return _checked({str(k): v for k, v in _with_paths(table).items()}, words)
+    return _checked(_with_paths(table), words)
 
 
 def validate(mapping: Mapping[str, Any]) -> ExperimentConfig:
@@ -142,7 +139,15 @@ def _parsed(text: str, words: Sequence[Word]) -> ExperimentConfig:
     raise ConfigError(_explain(first, words) + more)
 
 
-def _with_paths(table: Any) -> dict[Any, Any]:
+def _resolved(config: DictConfig, key: Any) -> Any:
+    """What is below a key, as plain values."""
+    value = config[key]
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+
+
+def _with_paths(table: Any) -> dict[str, Any]:
     """Resolve `~` and relative paths from where the command was typed."""
     for key in PATH_KEYS:
         *above, name = key.split(".")

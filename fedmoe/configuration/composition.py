@@ -15,7 +15,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedmoe.configuration.loader import Bases, Loader
+from fedmoe.configuration.loader import Known, Loader
 from fedmoe.configuration.wording import allowed, brief, hint, no_such_key
 from fedmoe.configuration.words import BROKEN, Word, grammar_problem
 from fedmoe.errors import ConfigError
@@ -50,7 +50,7 @@ class Composer:
                 raise ConfigError(f"--config-dir {config_dir}: no such directory")
             search_path.prepend("command-line", f"file://{directory}", SearchPathQuery("schema"))
         of_the_package = config_path is None and config_dir is None
-        self.loader = Loader(search_path, _package_bases() if of_the_package else None)
+        self.loader = Loader(search_path, _known_of_the_package() if of_the_package else None)
         self.name = name or CONFIG_NAME
 
     def is_group(self, key: str) -> bool:
@@ -220,9 +220,9 @@ def default_composer() -> Composer:
 
 
 @functools.cache
-def _package_bases() -> Bases:
+def _known_of_the_package() -> Known:
     """Of the package's own YAML, which does not change while a process runs."""
-    return Bases()
+    return Known()
 
 
 @contextmanager

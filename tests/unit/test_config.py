@@ -133,6 +133,14 @@ def test_the_primary_defaults_are_the_documented_ones() -> None:
     }
 
 
+def test_a_value_may_be_made_of_others() -> None:
+    """Of Hydra's own, too, as in `${hydra.job.override_dirname}`."""
+    words = ["name=${strategy.name}-${hydra.job.override_dirname}", "strategy=local"]
+    assert load_config([*words, "hydra.job.config.override_dirname.exclude_keys=[name]"]).name == (
+        "local-strategy-local"
+    )
+
+
 def test_every_group_has_files() -> None:
     groups = {option.partition("=")[0] for option in OPTIONS}
     assert {"data", "partition", "model", "strategy", "experiment", "stopping"} <= groups

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, Node
 
-from fedmoe.configuration import loader as loading
 from fedmoe.configuration.composition import Composer
-from fedmoe.configuration.loader import Bases, Loader
+from fedmoe.configuration.loader import Copies, Loader
 
 WORDS = [
     [],
@@ -113,6 +114,33 @@ def test_whoever_changes_a_configuration_changes_no_other(loader: Loader) -> Non
         config.rounds, config.seed, config.training.epochs = 9, 9, 9
 
 
+def test_no_file_is_read_twice(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = ConfigRepository.load_config
+
+    def watched(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        found = original(self, config_path)
+        if found is not None:
+            read.append(config_path)
+        return found
+
+    monkeypatch.setattr(ConfigRepository, "load_config", watched)
+    loader.load_configuration("config", ["strategy=fedavg"], RunMode.RUN)
+    assert len(read) == len(set(read)) > 10
+    read.clear()
+    loader.load_configuration("config", ["strategy=local", "model=linear"], RunMode.RUN)
+    assert set(read) == {"strategy/local", "model/linear"}
+
+
+def test_what_cannot_be_copied_is_made_again() -> None:
+    class Local:
+        """Of this function alone."""
+
+    copies = Copies()
+    copies.keep("a", Local())
+    assert copies.copy_of("a") is None
+
+
 def test_files_are_read_again_where_words_bring_others(loader: Loader, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for size in (3, 4):
@@ -121,11 +149,10 @@ def test_files_are_read_again_where_words_bring_others(loader: Loader, tmp_path:
         assert loader.load_configuration("config", words, RunMode.RUN).model.hidden == [size]
 
 
-def test_only_the_bases_last_asked_for_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_MOST_BASES", 2)
-    bases = Bases()
+def test_only_what_was_asked_for_last_is_kept() -> None:
+    copies = Copies(most=2)
     for key in ("a", "b"):
-        bases.keep(key, DictConfig({"is": key}))
-    assert bases.copy_of("a") == {"is": "a"}
-    bases.keep("c", DictConfig({"is": "c"}))
-    assert [bases.copy_of(key) for key in "abc"] == [{"is": "a"}, None, {"is": "c"}]
+        copies.keep(key, DictConfig({"is": key}))
+    assert copies.copy_of("a") == {"is": "a"}
+    copies.keep("c", DictConfig({"is": "c"}))
+    assert [copies.copy_of(key) for key in "abc"] == [{"is": "a"}, None, {"is": "c"}]
