@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ WORDS = [
     "rounds=3", "runtime.shard_size=4", "tracking.plots=false", "tracking.progress=none",
     "tracking.log_level=ERROR",
 ]  # fmt: skip
+KEEPING = "training.reset_optimizer=false"
+# What workers are started with, for runs that differ in what clients read of the experiment.
+STATEFUL = [KEEPING, "meta_learner=distillation", "insight.every=1"]
+CLUSTERS = [KEEPING, "strategy=ifca"]
+EXPERTS = [KEEPING, "strategy=fedmoe", "strategy.experts_per_client=2"]
 ON_RAY = ["runtime=ray", "runtime.workers=2", "runtime.shard_size=4", "runtime.max_restarts=100"]
 
 
@@ -85,7 +90,7 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     models.register("fragile")(Fragile)
     strategies.register("momentum")(own_parts().ServerMomentum)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
     del models.REGISTRY.factories["fragile"], strategies.building.REGISTRY.factories["momentum"]
@@ -106,6 +111,24 @@ def shared(trap: Path) -> Iterator[RayGrid]:
     grid = on_ray(config_of(trap, *ON_RAY))
     yield grid
     grid.close()
+
+
+@pytest.fixture(scope="module")
+def others(trap: Path) -> Iterator[Callable[[list[str]], RayGrid]]:
+    """Two more, for what they read of the experiment that they are started with."""
+    started: list[tuple[list[str], RayGrid]] = []
+
+    def workers(words: list[str]) -> RayGrid:
+        if started and started[-1][0] != words:
+            started.pop()[1].close()
+        if not started:
+            started.append((words, on_ray(config_of(trap, *ON_RAY, *words))))
+        started[-1][1].restore({})
+        return started[-1][1]
+
+    yield workers
+    for _, grid in started:
+        grid.close()
 
 
 @pytest.fixture
@@ -147,43 +170,42 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "started_with"),
     [
-        ["strategy=fedavg"],
-        ["strategy=fedprox", "strategy.proximal_mu=0.5"],
-        ["strategy=fedadam", "strategy.fraction_train=0.5"],
-        ["strategy=ifca", "strategy.restart_rounds=1", "training.reset_optimizer=false"],
-        ["strategy=local", "training.reset_optimizer=false", "strategy.fraction_train=0.7"],
-        ["strategy=insight"],
-        [
-            "strategy=reptile",
-            "meta_learner=[step_size,hyperparameters,selection]",
-            "strategy.fraction_train=0.7",
-        ],
-        ["meta_learner=prototypes", "strategy=fedavg"],
-        [
-            "meta_learner=distillation",
-            "strategy=fedavg",
-            "insight.every=1",
-            "training.reset_optimizer=false",
-        ],
-        ["strategy=stock", "strategy.class_name=FedMedian"],
-        ["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"],
-        [
-            "strategy=fedmoe",
-            "strategy.experts_per_client=2",
-            "strategy.warm_up_rounds=1",
-            "training.reset_optimizer=false",
-            "strategy.fraction_train=0.7",
-        ],
+        (["strategy=fedavg"], []),
+        (["strategy=fedprox", "strategy.proximal_mu=0.5"], []),
+        (["strategy=fedadam", "strategy.fraction_train=0.5"], []),
+        (["strategy=insight"], []),
+        (
+            [
+                "strategy=reptile",
+                "meta_learner=[step_size,hyperparameters,selection]",
+                "strategy.fraction_train=0.7",
+            ],
+            [],
+        ),
+        (["meta_learner=prototypes", "strategy=fedavg"], []),
+        (["strategy=stock", "strategy.class_name=FedMedian"], []),
+        (["strategy=custom", "strategy.factory=momentum", "+strategy.options.beta=0.9"], []),
+        (["strategy=local", KEEPING, "strategy.fraction_train=0.7"], STATEFUL),
+        (STATEFUL, STATEFUL),
+        ([*CLUSTERS, "strategy.restart_rounds=1"], CLUSTERS),
+        ([*EXPERTS, "strategy.warm_up_rounds=1", "strategy.fraction_train=0.7"], EXPERTS),
     ],
-    ids=lambda words: words[0],
+    ids=[
+        *("fedavg", "fedprox", "fedadam", "insight", "reptile", "prototypes", "stock", "custom"),
+        *("local", "distillation", "ifca", "fedmoe"),
+    ],
 )
-def test_the_numbers_are_those_of_one_process(words: list[str], grid: RayGrid, trap: Path) -> None:
-    # Workers read how to train from the experiment that they were started with.
-    own = "training.reset_optimizer=false" in words
-    if own:
-        grid = on_ray(config_of(trap, *ON_RAY, *words))
+def test_the_numbers_are_those_of_one_process(
+    words: list[str],
+    started_with: list[str],
+    grid: RayGrid,
+    others: Callable[[list[str]], RayGrid],
+    trap: Path,
+) -> None:
+    if started_with:
+        grid = others(started_with)
     config = config_of(trap, *words)
     found, there = run(config, grid)
     expected, here = run(config, InProcessGrid(load_experiment(to_json(config))))
@@ -198,8 +220,6 @@ def test_the_numbers_are_those_of_one_process(words: list[str], grid: RayGrid, t
                 for name, stats in (scores or {}).items():
                     assert mine.metrics[part][which][name] == pytest.approx(stats, abs=1e-5)
         assert mine.clients == {**theirs.clients, "loss": pytest.approx(theirs.clients["loss"])}
-    if own:
-        grid.close()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
@@ -289,7 +309,7 @@ def test_a_whole_run(trap: Path, tmp_path: Path) -> None:
     assert mine.keys() == theirs.keys()
 
     trap.write_text("die")
-    config = config_of(trap, *ON_RAY, *words, "runtime.max_restarts=0")
+    config = config_of(trap, *ON_RAY, *words, "runtime.workers=1", "runtime.max_restarts=0")
     with pytest.raises(RunError, match=r"runtime.max_restarts=0 are used up"):
         run_experiment(config, tmp_path / "lost")
     assert "was lost" in json.loads((tmp_path / "lost/summary.json").read_text())["reason"]
@@ -325,8 +345,8 @@ def test_clients_are_dealt_by_their_samples() -> None:
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("runtime.workers=5", r"runtime.workers=5 with 1 CPUs and 0 GPUs each: the cluster has 4"),
-        ("runtime.gpus_per_worker=1", r"the cluster has 4 CPUs and 0 GPUs"),
+        ("runtime.workers=7", r"runtime.workers=7 with 1 CPUs and 0 GPUs each: the cluster has 6"),
+        ("runtime.gpus_per_worker=1", r"the cluster has 6 CPUs and 0 GPUs"),
     ],
 )
 def test_more_than_the_cluster_has_is_refused(word: str, reason: str, trap: Path) -> None:
@@ -364,7 +384,7 @@ def test_a_run_that_is_refused_leaves_no_ray_behind(
     monkeypatch.setattr(ray_pool, "connect", lambda config: (ray, True))
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
     with pytest.raises(ConfigError):
-        on_ray(config_of(trap, *ON_RAY, "runtime.workers=5"))
+        on_ray(config_of(trap, *ON_RAY, "runtime.workers=7"))
     lock = threading.Lock()
     with monkeypatch.context() as patch:
         patch.setitem(models.REGISTRY.factories, "locked", lambda task: lock)
@@ -425,7 +445,8 @@ def test_parcels_do_not_grow_with_what_their_clients_share() -> None:
 
 
 def test_the_start_of_workers_does_not_count_against_their_clients(trap: Path) -> None:
-    grid = on_ray(config_of(trap, *ON_RAY, "runtime.round_timeout=1"))  # to start takes longer
+    # To start takes longer than that.
+    grid = on_ray(config_of(trap, *ON_RAY, "runtime.workers=1", "runtime.round_timeout=1"))
     try:
         assert not any(reply.has_error() for reply in train(grid, trap, FedAvg(seed=0), 1))
     finally:
