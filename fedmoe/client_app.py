@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from fedmoe.heap import quick_start
 
-from fedmoe.app_config import resolve
-from fedmoe.clients import answer, load_experiment
-from fedmoe.errors import FedmoeError
-from fedmoe.lan.desk import Desk, partition_reply, refusal
-from fedmoe.lan.packing import is_packed, pack, unpack
-from fedmoe.lan.supernode import DATA, STATE
-from fedmoe.messages import words
-from fedmoe.messages.arrays import plain
-from fedmoe.messages.seams import with_content
-from fedmoe.training.process import prepare_process
+with quick_start():
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
+
+    from fedmoe.app_config import resolve
+    from fedmoe.clients import answer, load_experiment
+    from fedmoe.errors import FedmoeError
+    from fedmoe.lan.desk import Desk, partition_reply, refusal
+    from fedmoe.lan.packing import is_packed, pack, unpack
+    from fedmoe.lan.supernode import DATA, STATE
+    from fedmoe.messages import words
+    from fedmoe.messages.arrays import plain
+    from fedmoe.messages.seams import with_content
+    from fedmoe.training.process import prepare_process
 
 app = ClientApp()
 

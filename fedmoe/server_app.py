@@ -7,21 +7,24 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from fedmoe.heap import quick_start
 
-from fedmoe.app_config import resolve
-from fedmoe.config import from_json
-from fedmoe.errors import RunError
-from fedmoe.lan import NODES, RESUME, RUN_DIR
-from fedmoe.lan.fast_grid import fast
-from fedmoe.lan.processes import end_with_parent
-from fedmoe.lan.roster import Roster
-from fedmoe.messages import words
-from fedmoe.ordered_grid import OrderedGrid
-from fedmoe.schema import ExperimentConfig, LanConfig
-from fedmoe.serving import Server
-from fedmoe.tracking import RunDirectory
+with quick_start():
+    from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+    from flwr.serverapp import Grid, ServerApp
+
+    from fedmoe.app_config import resolve
+    from fedmoe.config import from_json
+    from fedmoe.errors import RunError
+    from fedmoe.lan import NODES, RESUME, RUN_DIR
+    from fedmoe.lan.fast_grid import fast
+    from fedmoe.lan.processes import end_with_parent
+    from fedmoe.lan.roster import Roster
+    from fedmoe.messages import words
+    from fedmoe.ordered_grid import OrderedGrid
+    from fedmoe.schema import ExperimentConfig, LanConfig
+    from fedmoe.serving import Server
+    from fedmoe.tracking import RunDirectory
 
 app = ServerApp()
 
