@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fedmoe.configuration.client_words import client_config
 from fedmoe.errors import FedmoeError, RunError
-from fedmoe.heap import quick_start
+from fedmoe.heap import leave, quick_start
 from fedmoe.offline import be_quiet
 from fedmoe.schema.client import ClientProcessConfig
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run `main` as a process of its own and end it."""
-    sys.exit(main())
+    leave(main())
 
 
 def _take_part(config: ClientProcessConfig) -> None:

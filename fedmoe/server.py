@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedmoe import simulate
+from fedmoe.heap import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run `main` as a process of its own and end it."""
-    sys.exit(main())
+    leave(main())
 
 
 if __name__ == "__main__":

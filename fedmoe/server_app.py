@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fedmoe.heap import quick_start
+from fedmoe.heap import quick_start, spare_all
 
 with quick_start():
     from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
@@ -41,7 +41,10 @@ def main(grid: Grid, context: Context) -> None:
     quick = fast(grid)
     config = from_json(resolve(context.run_config))
     if isinstance(config.runtime, LanConfig):
-        _run_on_lan(quick, config, config.runtime)
+        try:
+            _run_on_lan(quick, config, config.runtime)
+        finally:
+            spare_all()  # Flower's process ends, which `fedmoe.server` waits for
         return
     num_nodes = _count_nodes(quick)
     config = from_json(resolve(context.run_config, num_nodes))

@@ -26,7 +26,7 @@ from fedmoe.configuration.planning import Plan, checked_plan
 from fedmoe.configuration.resuming import resumed_config
 from fedmoe.configuration.words import from_command_line
 from fedmoe.errors import ConfigError, FedmoeError
-from fedmoe.heap import quick_start
+from fedmoe.heap import leave, quick_start
 from fedmoe.offline import be_quiet
 from fedmoe.schema import LanConfig
 
@@ -60,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run `main` as a process of its own and end it."""
-    code = main()
-    # Nothing that is left needs to be found to be garbage; atexit and finalisers run as ever.
-    gc.freeze()
-    sys.exit(code)
+    leave(main())
 
 
 def job_dir(number: Any, overrides: Any) -> str:

@@ -1,18 +1,21 @@
 """What all tests share."""
 
-import gc
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import pytest
-import torch
-from hypothesis import settings
-from omegaconf import DictConfig
 
-import fedmoe.config
-from fedmoe.configuration.composition import Composer
-from fedmoe.configuration.words import Word
+from fedmoe.heap import quick_start, spare_all
+
+with quick_start():
+    import torch
+    from hypothesis import settings
+    from omegaconf import DictConfig
+
+    import fedmoe.config
+    from fedmoe.configuration.composition import Composer
+    from fedmoe.configuration.words import Word
 
 # Two threads on a busy machine make the small products of these tests ten times slower.
 torch.set_num_threads(1)
@@ -26,10 +29,16 @@ if os.environ.get("CI"):
 _MOST = 32
 
 
-def pytest_collection_finish() -> None:
-    """Nothing that was made so far is garbage: it need not be looked through again and again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is made meanwhile stays: it need not be looked through again and again."""
+    with quick_start():
+        return (yield)
+
+
+def pytest_unconfigure() -> None:
+    """The process ends."""
+    spare_all()
 
 
 class RememberingComposer(Composer):

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedmoe.heap import quick_start, settled_heap
+from fedmoe.heap import leave, quick_start, settled_heap
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,10 @@ def test_the_heap_is_settled_for_the_run_only() -> None:
         assert gc.isenabled()
         raise ValueError("x")
     assert gc.get_freeze_count() == 0
+
+
+def test_a_process_that_ends_looks_through_nothing() -> None:
+    with pytest.raises(SystemExit) as stop:
+        leave(3)
+    assert stop.value.code == 3
+    assert gc.get_freeze_count() > 0
