@@ -194,7 +194,7 @@ def test_flwr_run_gives_what_our_own_simulation_gives(flower_home: Path, tmp_pat
         [
             "flwr", "run", str(REPOSITORY), "local", "--stream",
             "--federation-config",
-            f"num-supernodes={CLIENTS} client-resources-num-cpus=1 init-args-num-cpus=2",
+            f"num-supernodes={CLIENTS} client-resources-num-cpus=1 init-args-num-cpus=1",
             "--run-config", f'overrides="{overrides}"',
         ],
         cwd=tmp_path, env=run_environment(flower_home), capture_output=True, text=True,
