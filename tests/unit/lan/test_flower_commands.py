@@ -61,6 +61,7 @@ def test_many_commands_are_answered_one_by_one(flwr: FlowerCommands) -> None:
     assert flwr("three")["success"]
     with pytest.raises(RunError, match="flwr ends failed: it said nothing"):
         flwr("ends")
+    flwr._process.wait()  # its last word is not yet its end
     with pytest.raises(RunError, match="its process has ended"):
         flwr("one")
 
