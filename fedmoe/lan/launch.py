@@ -24,6 +24,7 @@ from fedmoe.lan import NODES, RESUME, RUN_DIR
 from fedmoe.lan.access import ServerKeys
 from fedmoe.lan.fleet_proxy import fleet_proxy, listener
 from fedmoe.lan.processes import Family
+from fedmoe.lan.restart import goes_on
 from fedmoe.lan.signals import Asked, asked_to_end, raise_as
 from fedmoe.lan.superlink import SuperLink
 from fedmoe.lan.tail import Tail, warning_of
@@ -70,13 +71,16 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
     )
     directory = open_run_directory(config, run_dir)
+    resumed = goes_on(config, directory)
+    if config.resume and not resumed:
+        warnings.append(f"no checkpoint in {directory.path} yet: beginning with round 1")
     home = directory.path / ".flower"
     environment = {
         "FLWR_HOME": str(home),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         RUN_DIR: str(directory.path),
-        RESUME: "1" if config.resume else "",
+        RESUME: "1" if resumed else "",
         NODES: str(home / _NODES_FILE),
     }
     log = directory.path / "superlink.log"
