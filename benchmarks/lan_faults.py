@@ -1,15 +1,18 @@
 """How long a deployment takes to recover: seconds of the longest round after each fault.
 
-    python benchmarks/lan_faults.py [--repeats 3]
+    python benchmarks/lan_faults.py [--repeats 3] [--moments 0] [--keys] [--seed 0]
 
-A server and three clients on loopback, without keys. A fault comes between two rounds or in one;
-the round that has to do without the client is the longest that follows. What is killed is started
-again before the next fault. Times depend on the machine where a process is started, and else on
-the rules of docs/deployment-faults.md.
+A server and three clients on loopback. A fault comes between two rounds or in one; the round that
+has to do without the client is the longest that follows. What is killed is started again before
+the next fault. `--moments` kills a client, and the server, so many times at random moments each,
+and starts it again at once: until the client's next good reply, and until the next round. Times
+depend on the machine where a process is started, and else on the rules of
+docs/deployment-faults.md.
 """
 
 import argparse
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -22,21 +25,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a script, from anywhere
 
-from benchmarks.crowd import Started, processes, start
+from benchmarks.crowd import Started, living, processes, start
 from benchmarks.results import machine
 from benchmarks.tables import Sheet, significant, wide_console
+from fedmoe.keys import make_keys
 from fedmoe.lan.superlink import free_port
 
 CLIENTS, VICTIM, PATIENCE = 3, 2, 180.0
 _STEP = 0.02  # seconds
+_TAIL = 8192  # bytes, of some rounds
+_MOMENTS = 1.5  # seconds in which a random one lies
 EXPERIMENT = ["+experiment=fedavg", "rounds=100000", "tracking.plots=false"]
 
 
 class Deployment:
     """Processes in a folder."""
 
-    def __init__(self, folder: Path, started: Started) -> None:
-        self.folder, self.run, self.started = folder, folder / "run", started
+    def __init__(self, folder: Path, started: Started, *, keys: bool = False) -> None:
+        self.folder, self.run, self.started, self.keys = folder, folder / "run", started, keys
+        if keys:
+            make_keys(folder / "keys", clients=CLIENTS)
         self.port = free_port()
         waited = f"runtime.min_clients={CLIENTS}"
         self.server = self.start("server", *EXPERIMENT, waited, f"hydra.run.dir={self.run}")
@@ -46,6 +54,8 @@ class Deployment:
         """A command of the package, at this deployment's port."""
         where = f"127.0.0.1:{self.port}"
         key = f"runtime.port={self.port}" if module == "server" else f"runtime.server={where}"
+        if self.keys:
+            words = (*words, f"{'runtime' if module == 'server' else module}.keys=keys")
         return start(self.started, self.folder, "all", [f"fedmoe.{module}", key, *words])
 
     def client(self, number: int) -> subprocess.Popen[bytes]:
@@ -108,35 +118,81 @@ class Deployment:
             lambda: process.send_signal(signal.SIGCONT),
         )
 
-    def server_killed(self) -> float:
-        """From the server's end to the first round after it was resumed."""
+    def client_killed(self, after: float) -> float:
+        """From a client's end, at some moment, to its next good reply but one.
+
+        What it sent at the very end may count, so that one alone would say nothing.
+        """
         self.wait_for(self.is_whole)
+        time.sleep(after)
+        self.clients[VICTIM].kill()
+        self.clients[VICTIM].wait()
+        answered = self.run / "clients.jsonl"
+        before, began = last_good(answered, VICTIM), time.monotonic()
+        self.clients[VICTIM] = self.client(VICTIM)
+        self.wait_for(lambda: last_good(answered, VICTIM) > before + 1)
+        return time.monotonic() - began
+
+    def server_killed(self, after: float = 0.0) -> float:
+        """From the server's end, at some moment, to the first round after it was resumed."""
+        self.wait_for(self.is_whole)
+        time.sleep(after)
+        began = time.monotonic()
         self.server.kill()
         self.server.wait()
+        self.wait_for(lambda: len(living(self.started)) == CLIENTS)  # and what it had started
         log = self.run / "run.log"  # records are cut back, a log only grows
-        before, began = log.read_text().count(" clients trained"), time.monotonic()
+        before = log.read_text().count(" clients trained")
         self.server = self.start("server", f"resume={self.run}")
         self.wait_for(lambda: log.read_text().count(" clients trained") > before)
         return time.monotonic() - began
 
 
+def last_good(path: Path, client: int) -> int:
+    """The last round that a client has replied well to, by the end of `clients.jsonl`; else 0."""
+    lines = path.read_bytes()[-_TAIL:].decode(errors="replace").split("\n")[1:-1]
+    told = [json.loads(line) for line in lines]
+    return max(
+        (o["round"] for o in told if o["client"] == client and o["status"] == "ok"), default=0
+    )
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Time a deployment's recovery.")
-    parser.add_argument("--repeats", type=int, default=3, help="of each fault")
-    repeats = parser.parse_args(words).repeats
+    options = read_options(words)
+    rng = random.Random(options.seed)
     found: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="fedmoe-benchmark-") as folder,
         processes() as started,
     ):
-        deployment = Deployment(Path(folder), started)
-        for _ in range(repeats):
-            for name, seconds in measured(deployment).items():
+        deployment = Deployment(Path(folder), started, keys=options.keys)
+        faults = [measured(deployment)] * options.repeats
+        faults += [at_any_moment(deployment, rng)] * options.moments
+        for some in faults:
+            for name, seconds in some.items():
                 found.setdefault(name, []).append(seconds())
     console = wide_console()
     console.print(machine())
     console.print(as_sheet(found).as_rich())
+
+
+def read_options(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time a deployment's recovery.")
+    parser.add_argument("--repeats", type=int, default=3, help="of each fault")
+    parser.add_argument("--moments", type=int, default=0, help="random ones to kill at, as well")
+    parser.add_argument("--keys", action="store_true", help="TLS, and a key for each client")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    return parser.parse_args(words)
+
+
+def at_any_moment(deployment: Deployment, rng: random.Random) -> dict[str, Callable[[], float]]:
+    """What is killed and started again, by name."""
+    return {
+        "client, at any moment": lambda: deployment.client_killed(rng.uniform(0.0, _MOMENTS)),
+        "server, at any moment": lambda: deployment.server_killed(rng.uniform(0.0, _MOMENTS)),
+    }
 
 
 def measured(deployment: Deployment) -> dict[str, Callable[[], float]]:
