@@ -5,7 +5,7 @@
 A server and three clients on loopback. A fault comes between two rounds or in one; the round that
 has to do without the client is the longest that follows. What is killed is started again before
 the next fault. `--moments` kills a client, and the server, so many times at random moments each,
-and starts it again at once: until the client's next good reply, and until the next round. Times
+and starts it again at once: until the client's second good reply, and until the next round. Times
 depend on the machine where a process is started, and else on the rules of
 docs/deployment-faults.md.
 """

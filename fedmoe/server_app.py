@@ -19,6 +19,7 @@ with quick_start():
     from fedmoe.lan import NODES, RESUME, RUN_DIR
     from fedmoe.lan.fast_grid import fast
     from fedmoe.lan.processes import end_with_parent
+    from fedmoe.lan.restart import goes_on
     from fedmoe.lan.roster import Roster
     from fedmoe.messages import words
     from fedmoe.ordered_grid import OrderedGrid
@@ -56,11 +57,13 @@ def _run_on_lan(grid: Grid, config: ExperimentConfig, runtime: LanConfig) -> Non
     run_dir = os.environ.get(RUN_DIR)
     if run_dir:
         end_with_parent()
-    if run_dir and os.environ.get(RESUME):
+    again = bool(run_dir and os.environ.get(RESUME))
+    if run_dir and again and goes_on(Path(run_dir), config.tracking.checkpoint_every):
         config = replace(config, resume=run_dir)
     by_key = _clients_by_key(Path(os.environ[NODES])) if run_dir else None
     roster = Roster(grid, resumed=config.resume is not None, by_key=by_key)
     server = Server(config=config, grid=roster)
+    server.federation.began = again  # its records of rounds that are made once more are void
     if run_dir:
         server.directory = RunDirectory.reopen(Path(run_dir))
     logging.getLogger("fedmoe").setLevel(config.tracking.log_level)

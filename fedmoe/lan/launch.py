@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,8 +71,9 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         runtime.host, tls=has_keys, insecure=runtime.insecure, client_keys=has_keys
     )
     directory = open_run_directory(config, run_dir)
-    resumed = goes_on(config, directory)
-    if config.resume and not resumed:
+    if config.resume is None:
+        directory.write_json("config.json", asdict(config))  # a run killed at once can be resumed
+    elif not goes_on(directory.path, config.tracking.checkpoint_every):
         warnings.append(f"no checkpoint in {directory.path} yet: beginning with round 1")
     home = directory.path / ".flower"
     environment = {
@@ -80,7 +81,7 @@ def serve(config: ExperimentConfig, run_dir: Path, typed: Collection[str] = ()) 
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         RUN_DIR: str(directory.path),
-        RESUME: "1" if resumed else "",
+        RESUME: "1" if config.resume else "",
         NODES: str(home / _NODES_FILE),
     }
     log = directory.path / "superlink.log"

@@ -23,6 +23,10 @@ from fedmoe.serving import Server
 FIRST = 700  # Flower's node of client k is 700 + k
 
 
+class ServerDiedError(Exception):
+    """What a test kills a server with."""
+
+
 class DeskGrid(PolledGrid):
     """Flower's side of a federation whose clients keep their state on disk.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk_runs import DeskGrid, serve
+from desk_runs import DeskGrid, ServerDiedError, serve
 from federation_runs import QUIET, all_lines, bits
 from flwr.app import Message, MessageType
 
@@ -184,10 +184,6 @@ def test_an_early_stop_leaves_the_round_that_it_follows(tmp_path: Path) -> None:
     thrown = along["metrics.jsonl"][-1].pop("bytes"), apart["metrics.jsonl"][-1].pop("bytes")
     assert thrown[0]["up"] > thrown[1]["up"]
     assert along == apart
-
-
-class ServerDiedError(Exception):
-    """What a test kills a server with."""
 
 
 @pytest.mark.parametrize("case", ["fedavg-router", "insight", "fedadam", "fedmoe"])
